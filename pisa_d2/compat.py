@@ -1,0 +1,85 @@
+"""
+Lets Detectron2 0.6 (2021) run on today's NumPy and Pillow, and without its compiled operators.
+
+Imported before anything of Detectron2. Each mend is made only where its lack is seen, so nothing
+is changed on a Detectron2 that needs none of them.
+"""
+
+import importlib.util
+import sys
+import types
+import warnings
+
+import numpy as np
+from PIL import Image
+from pycocotools.cocoeval import COCOeval
+
+# Aliases of the builtins, removed in NumPy 1.24 (``bool`` is back since 2.0 as its own scalar).
+_NUMPY_ALIASES = {"bool": bool, "float": float, "int": int, "object": object, "str": str}
+
+
+class _MissingOperators(types.ModuleType):
+    """Stands in for ``detectron2._C`` until one of its operators is asked for."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ImportError(
+            f"detectron2._C.{name} is not available: this Detectron2 was installed without its "
+            "compiled operators. Deformable convolution and rotated boxes need them; build "
+            "Detectron2 from source to use these."
+        )
+
+
+def _add_removed_names() -> None:
+    if not hasattr(Image, "LINEAR"):  # gone from Pillow 10 on
+        Image.LINEAR = Image.BILINEAR
+    for name, builtin in _NUMPY_ALIASES.items():
+        if name not in vars(np):
+            setattr(np, name, builtin)
+
+
+def _import_without_operators() -> None:
+    # Three layers of 0.6 import the operators at their top and keep the stand-in. It is taken
+    # away again, so that whoever asks later is told that there are none.
+    sys.modules["detectron2._C"] = _MissingOperators("detectron2._C")
+    try:
+        import detectron2.layers  # noqa: F401
+    finally:
+        del sys.modules["detectron2._C"]
+    # A faster COCOeval is among the operators; pycocotools' own gives the same numbers.
+    fast_eval_api = types.ModuleType("detectron2.evaluation.fast_eval_api")
+    fast_eval_api.COCOeval_opt = COCOeval  # type: ignore[attr-defined]
+    sys.modules[fast_eval_api.__name__] = fast_eval_api
+
+
+def prepare_detectron2() -> None:
+    """
+    Make ``import detectron2`` work, or say how to install it.
+
+    Raises:
+        ImportError: Detectron2 is not installed.
+    """
+    if importlib.util.find_spec("detectron2") is None:
+        raise ImportError(
+            "pisa_d2 needs Detectron2 (0.6 or newer), which is not installed. Build it from its "
+            "repository, see https://detectron2.readthedocs.io/tutorials/install.html, or run "
+            "`make setup` in a clone of pisa_d2 for a ready environment without compiling."
+        )
+    from detectron2.utils import comm
+
+    if not hasattr(comm, "create_local_process_group"):  # 0.6
+        _add_removed_names()
+    try:
+        import detectron2.layers  # noqa: F401
+    except ImportError:
+        if importlib.util.find_spec("detectron2._C") is not None:
+            raise
+        _import_without_operators()
+    with warnings.catch_warnings():
+        # Said of Detectron2's own code, on every start.
+        warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+        import detectron2.modeling  # noqa: F401
+
+
+prepare_detectron2()

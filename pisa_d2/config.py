@@ -1,0 +1,134 @@
+import math
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from detectron2.config import CfgNode as CN
+
+
+def add_pisa_config(cfg: CN) -> None:
+    """Add the keys of Prime Sample Attention, with the published settings, to ``cfg`` in place."""
+    cfg.MODEL.PISA = CN()
+
+    # Importance-based sample reweighting of the classification loss. A sample of rank r (from 0)
+    # among n weighs ((1 - BETA) * (n - r) / n + BETA) ** GAMMA, scaled to keep the total loss.
+    # GAMMA >= 0: 0 weighs all alike, larger values favour the first ranks more.
+    # BETA in [0, 1]: the least importance; 1 weighs all alike.
+
+    # ISR-P: positives, ranked in each class by the IoU of their regressed boxes (IoU-HLR).
+    cfg.MODEL.PISA.ISR_P = CN()
+    cfg.MODEL.PISA.ISR_P.ENABLED = True
+    cfg.MODEL.PISA.ISR_P.GAMMA = 2.0
+    cfg.MODEL.PISA.ISR_P.BETA = 0.0
+
+    # ISR-N: negatives, ranked in each image by their highest foreground score (Score-HLR).
+    cfg.MODEL.PISA.ISR_N = CN()
+    cfg.MODEL.PISA.ISR_N.ENABLED = True
+    cfg.MODEL.PISA.ISR_N.GAMMA = 0.5
+    cfg.MODEL.PISA.ISR_N.BETA = 0.0
+    # Negatives whose regressed boxes overlap by more than this IoU form a group. In [0, 1].
+    cfg.MODEL.PISA.ISR_N.NMS_THRESH = 0.5
+    # Negatives scored at most this are not ranked; they weigh as the last that is. In [0, 1].
+    cfg.MODEL.PISA.ISR_N.SCORE_THRESH = 0.05
+
+    # Classification-aware regression loss: a second box loss in which a positive whose class has
+    # probability p weighs in proportion to ((1 - BETA) * p + BETA) ** GAMMA, with gradient to p.
+    cfg.MODEL.PISA.CARL = CN()
+    cfg.MODEL.PISA.CARL.ENABLED = True
+    # GAMMA >= 0 (k in the paper): 0 makes it a plain second box loss.
+    cfg.MODEL.PISA.CARL.GAMMA = 1.0
+    # BETA in [0, 1] (b in the paper).
+    cfg.MODEL.PISA.CARL.BETA = 0.2
+    # Factor of the loss, >= 0. ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT does not apply to it.
+    cfg.MODEL.PISA.CARL.LOSS_WEIGHT = 1.0
+
+
+def _check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+    if not low <= value <= high or math.isinf(value):
+        allowed = f"in [{low:g}, {high:g}]" if high < math.inf else f"finite and at least {low:g}"
+        raise ValueError(f"{name.upper()} = {value!r} is not allowed: it must be {allowed}.")
+
+
+@dataclass(frozen=True)
+class ISR:
+    """
+    How ranks become weights of the classification loss, see
+    :func:`pisa_d2.reweighting.importance_weights`.
+
+    Raises:
+        ValueError: a value is out of its range, which the message gives.
+    """
+
+    gamma: float
+    beta: float
+
+    def __post_init__(self) -> None:
+        _check_range("gamma", self.gamma, 0)
+        _check_range("beta", self.beta, 0, 1)
+
+
+@dataclass(frozen=True)
+class NegativeISR(ISR):
+    """
+    :class:`ISR` of the negatives whose highest foreground probability is above ``score_thresh``,
+    in groups by NMS at IoU ``nms_thresh``.
+    """
+
+    nms_thresh: float
+    score_thresh: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_range("nms_thresh", self.nms_thresh, 0, 1)
+        _check_range("score_thresh", self.score_thresh, 0, 1)
+
+
+@dataclass(frozen=True)
+class CARL:
+    """
+    The classification-aware regression loss, see :func:`pisa_d2.reweighting.carl_weights`;
+    ``loss_weight`` is the factor of the whole loss.
+
+    Raises:
+        ValueError: a value is out of its range, which the message gives.
+    """
+
+    gamma: float
+    beta: float
+    loss_weight: float
+
+    def __post_init__(self) -> None:
+        _check_range("gamma", self.gamma, 0)
+        _check_range("beta", self.beta, 0, 1)
+        _check_range("loss_weight", self.loss_weight, 0)
+
+
+T = TypeVar("T", ISR, NegativeISR, CARL)
+
+
+def _read(cls: type[T], cfg: CN, name: str) -> T | None:
+    node = cfg.MODEL.PISA[name]
+    try:
+        settings = cls(**{field.name: node[field.name.upper()] for field in fields(cls)})
+    except ValueError as error:
+        raise ValueError(f"MODEL.PISA.{name}.{error}") from None
+    return settings if node.ENABLED else None
+
+
+def pisa_settings(cfg: CN) -> dict[str, Any]:
+    """
+    What ``cfg`` says of each part of PISA: ``isr_p``, ``isr_n`` and ``carl``, None where it is
+    switched off.
+
+    Raises:
+        ValueError: a value is out of its range, or ``cfg`` lacks the keys.
+    """
+    if "PISA" not in cfg.MODEL:
+        raise ValueError(
+            "The config has no MODEL.PISA: call pisa_d2.add_pisa_config(cfg) after get_cfg() and "
+            "before merging a file."
+        )
+    return {
+        "isr_p": _read(ISR, cfg, "ISR_P"),
+        "isr_n": _read(NegativeISR, cfg, "ISR_N"),
+        "carl": _read(CARL, cfg, "CARL"),
+    }

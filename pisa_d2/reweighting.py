@@ -1,0 +1,77 @@
+"""
+From ranks to loss weights: importance-based sample reweighting (ISR) and the classification-aware
+regression loss (CARL) of Prime Sample Attention (https://arxiv.org/abs/1904.04821).
+
+N is the number of samples. Weights are float32, or float64 where the input is: sums and ratios
+of half precision losses would underflow.
+"""
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def importance_weights(ranks: Tensor, n_max: Tensor | int, gamma: float, beta: float) -> Tensor:
+    """
+    Loss weight of samples by their rank, before normalisation::
+
+        u = (n_max - rank) / n_max,   w = ((1 - beta) u + beta) ** gamma
+
+    Args:
+        ranks: integer (N,), from 0.
+        n_max: number of samples that the ranks are measured by, at least the highest rank + 1;
+            a tensor of no or N elements, or a number.
+        gamma: how much more the first samples weigh; 0 weighs all alike.
+        beta: the least importance, in [0, 1]; 1 weighs all alike.
+
+    Returns:
+        float32 (N,), in [0, 1]; 1 for rank 0.
+    """
+    n_max = torch.as_tensor(n_max, device=ranks.device).clamp(min=1)
+    importance = (n_max - ranks).clamp(min=0).float() / n_max
+    return ((1 - beta) * importance + beta) ** gamma
+
+
+def preserve_total(weights: Tensor, losses: Tensor) -> Tensor:
+    """
+    Scale weights so that the weighted losses have the sum of the plain ones::
+
+        w' = w * sum(losses) / sum(w * losses)
+
+    Args:
+        weights: floating (N,), at least 0.
+        losses: floating (N,), at least 0.
+
+    Returns:
+        (N,) without gradient. All ones where no factor does that: when the weighted losses add
+        up to 0 (such as when all losses are 0), or to infinity or NaN.
+    """
+    weights, losses = at_least_float32(weights.detach()), at_least_float32(losses.detach())
+    ratio = losses.sum() / (weights * losses).sum()
+    return torch.where(ratio.isfinite() & (ratio > 0), weights * ratio, torch.ones_like(weights))
+
+
+def carl_weights(probs: Tensor, gamma: float, beta: float) -> Tensor:
+    """
+    Weight of each positive's box loss in CARL::
+
+        v = ((1 - beta) p + beta) ** gamma,   c = v * N / sum(v)
+
+    The gradient flows through v and through the sum, so that minimising ``(c * losses).sum()``
+    raises the score of samples regressed better than the weighted mean and lowers the others'.
+
+    Args:
+        probs: floating (N,), predicted probability of the ground-truth class.
+        gamma: exponent, at least 0.
+        beta: the least value of v before the exponent, in [0, 1].
+
+    Returns:
+        (N,), of mean 1.
+    """
+    # At p = beta = 0 a gamma below 1 has no finite gradient, and the sum may be 0.
+    tiny = torch.finfo(torch.float32).tiny
+    values = ((1 - beta) * at_least_float32(probs) + beta).clamp(min=tiny) ** gamma
+    return values * (values.numel() / values.sum().clamp(min=tiny))

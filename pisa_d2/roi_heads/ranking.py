@@ -1,0 +1,72 @@
+"""
+Ranks of the samples of a batch of images.
+
+Shape shorthand in this module:
+
+    B: number of images
+    R: number of samples of all images, image after image
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..hlr import hierarchical_local_rank, nms_groups
+
+
+def image_indices(num_samples: Sequence[int], device: torch.device) -> Tensor:
+    """
+    Args:
+        num_samples: number of samples of each of the B images.
+
+    Returns:
+        int64 (R,), the image of each sample.
+    """
+    images = [torch.full((n,), i, device=device) for i, n in enumerate(num_samples)]
+    return torch.cat(images) if images else torch.zeros(0, dtype=torch.int64, device=device)
+
+
+def count(indices: Tensor, selected: Tensor, size: int) -> Tensor:
+    """Number (size,) of selected samples of each index in [0, size), without a copy to the host."""
+    return torch.zeros(size, dtype=torch.int64, device=indices.device).scatter_add_(
+        0, indices, selected.long()
+    )
+
+
+def rank_negatives(
+    boxes: Tensor,
+    scores: Tensor,
+    eligible: Tensor,
+    num_samples: Sequence[int],
+    nms_thresh: float,
+) -> Tensor:
+    """
+    Score-HLR in each image (the paper's section 4.2): samples in groups by NMS of their
+    regressed boxes, ranked by score. The others get the last rank of their image.
+
+    Args:
+        boxes: floating (R, 4), regressed boxes, XYXY in pixels.
+        scores: floating (R,), highest foreground probability.
+        eligible: bool (R,), the samples that are ranked.
+        num_samples: number of samples of each of the B images.
+        nms_thresh: IoU above which boxes join a group.
+
+    Returns:
+        int64 (R,); 0 for all samples of an image where none is eligible.
+    """
+    if len(scores) == 0:
+        return torch.zeros_like(scores, dtype=torch.int64)
+    # A box without area joins no group. Images are padded to one size and clustered at once.
+    boxes = boxes.masked_fill(~eligible[:, None], 0)
+    groups = nms_groups(
+        pad_sequence(boxes.split(num_samples), batch_first=True),
+        pad_sequence(scores.split(num_samples), batch_first=True),
+        nms_thresh,
+    )
+    groups = torch.cat([g[:n] for g, n in zip(groups, num_samples, strict=True)])
+    images = image_indices(num_samples, scores.device)
+    ranks = hierarchical_local_rank(scores, groups, torch.where(eligible, images, -1))
+    last = count(images, eligible, len(num_samples))[images] - 1
+    return torch.where(eligible, ranks, last.clamp(min=0))

@@ -1,0 +1,70 @@
+"""Scalars that show the method at work, in TensorBoard and metrics.json under ``pisa/``."""
+
+from detectron2.utils.events import get_event_storage
+import torch
+from torch import Tensor
+
+from ..hlr import local_rank
+
+# Detectron2's writers write every 20 iterations: between, a scalar would cost a copy to the host
+# for nothing.
+_PERIOD = 20
+
+
+def _is_time() -> bool:
+    return (get_event_storage().iter + 1) % _PERIOD == 0
+
+
+def _put(scalars: dict[str, Tensor]) -> None:
+    values = torch.stack([value.float() for value in scalars.values()]).tolist()
+    for name, value in zip(scalars, values, strict=True):
+        if value == value:  # the mean of no samples is NaN
+            get_event_storage().put_scalar(f"pisa/{name}", value, smoothing_hint=False)
+
+
+def log_positives(ious: Tensor, objects: Tensor, probs: Tensor, weights: Tensor) -> None:
+    """
+    Args:
+        ious: (P,), IoU of the regressed boxes with their ground truth.
+        objects: int64 (P,), the matched object.
+        probs: (P,), probability of the ground-truth class.
+        weights: (P,), by ISR-P.
+    """
+    if not _is_time():
+        return
+    is_first = local_rank(ious, objects) == 0
+    share = weights / weights.sum()
+    _put(
+        {
+            "positive_iou": ious.mean(),
+            "positive_iou_weighted": (share * ious).sum(),
+            "positive_prob": probs.mean(),
+            "positive_prob_weighted": (share * probs).sum(),
+            # The best positive of each object: its share among the positives and of their weight.
+            "first_rank_share": is_first.float().mean(),
+            "first_rank_weight": (share * is_first).sum(),
+        }
+    )
+
+
+def log_negatives(
+    scores: Tensor, negative: Tensor, ranked: Tensor, weights: Tensor, num_images: int
+) -> None:
+    """
+    Args:
+        scores: (R,), highest foreground probability of each sample.
+        negative, ranked: bool (R,), the negatives and those that have a rank of their own.
+        weights: (R,), by ISR-N.
+        num_images: number of images of the batch.
+    """
+    if not _is_time():
+        return
+    share = weights * negative / (weights * negative).sum()
+    _put(
+        {
+            "negative_score": (scores * negative).sum() / negative.sum(),
+            "negative_score_weighted": (share * scores).sum(),
+            "ranked_negatives": ranked.sum() / num_images,
+            "ranked_weight": (share * ranked).sum(),
+        }
+    )

@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""
+Train and evaluate detectors with pisa_d2.
+
+Detectron2's standard training script, for every data set that Detectron2 can evaluate, with the
+config keys of pisa_d2 added.
+"""
+
+import logging
+import os
+from collections import OrderedDict
+
+import pisa_d2  # isort: skip  (readies Detectron2)
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+    verify_results,
+)
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
+
+EVALUATORS = {
+    "coco": lambda name, folder: [COCOEvaluator(name, output_dir=folder)],
+    "coco_panoptic_seg": lambda name, folder: [
+        SemSegEvaluator(name, output_dir=folder),
+        COCOEvaluator(name, output_dir=folder),
+        COCOPanopticEvaluator(name, folder),
+    ],
+    "sem_seg": lambda name, folder: [SemSegEvaluator(name, output_dir=folder)],
+    "cityscapes_instance": lambda name, folder: [CityscapesInstanceEvaluator(name)],
+    "cityscapes_sem_seg": lambda name, folder: [CityscapesSemSegEvaluator(name)],
+    "pascal_voc": lambda name, folder: [PascalVOCDetectionEvaluator(name)],
+    "lvis": lambda name, folder: [LVISEvaluator(name, output_dir=folder)],
+}
+
+
+class Trainer(DefaultTrainer):
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+        """The evaluators for the ``evaluator_type`` in the metadata of the data set."""
+        kind = MetadataCatalog.get(dataset_name).evaluator_type
+        if kind not in EVALUATORS:
+            raise NotImplementedError(
+                f"No evaluator for {dataset_name!r} of type {kind!r}; known: {list(EVALUATORS)}."
+            )
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return DatasetEvaluators(EVALUATORS[kind](dataset_name, folder))
+
+    @classmethod
+    def test_with_tta(cls, cfg, model):
+        """Evaluate with test-time augmentation; result names end in ``_TTA``."""
+        logging.getLogger(__name__).info("Evaluating with test-time augmentation ...")
+        model = GeneralizedRCNNWithTTA(cfg, model)
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, model, evaluators)
+        return OrderedDict((f"{name}_TTA", result) for name, result in results.items())
+
+
+def setup(args):
+    cfg = get_cfg()
+    pisa_d2.add_pisa_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    no_gpu = cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available()
+    if no_gpu:
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    default_setup(cfg, args)
+    if no_gpu:
+        logging.getLogger("detectron2").warning("No GPU was found: MODEL.DEVICE is set to cpu.")
+    return cfg
+
+
+def main(args):
+    cfg = setup(args)
+
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_tta(cfg, model))
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    if cfg.TEST.AUG.ENABLED:
+        trainer.register_hooks(
+            [hooks.EvalHook(0, lambda: trainer.test_with_tta(cfg, trainer.model))]
+        )
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
