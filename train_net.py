@@ -30,6 +30,7 @@ from detectron2.evaluation import (
 )
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 EVALUATORS = {
     "coco": lambda name, folder: [COCOEvaluator(name, output_dir=folder)],
@@ -61,7 +62,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test_with_tta(cls, cfg, model):
         """Evaluate with test-time augmentation; result names end in ``_TTA``."""
-        logging.getLogger(__name__).info("Evaluating with test-time augmentation ...")
+        logging.getLogger("pisa_d2").info("Evaluating with test-time augmentation ...")
         model = GeneralizedRCNNWithTTA(cfg, model)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
@@ -79,8 +80,9 @@ def setup(args):
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     default_setup(cfg, args)
+    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="pisa_d2")
     if no_gpu:
-        logging.getLogger("detectron2").warning("No GPU was found: MODEL.DEVICE is set to cpu.")
+        logger.warning("No GPU was found: MODEL.DEVICE is set to cpu.")
     return cfg
 
 

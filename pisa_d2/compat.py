@@ -33,7 +33,7 @@ class _MissingOperators(types.ModuleType):
 
 def _add_removed_names() -> None:
     if not hasattr(Image, "LINEAR"):  # gone from Pillow 10 on
-        Image.LINEAR = Image.BILINEAR
+        Image.LINEAR = Image.Resampling.BILINEAR  # type: ignore[attr-defined]
     for name, builtin in _NUMPY_ALIASES.items():
         if name not in vars(np):
             setattr(np, name, builtin)

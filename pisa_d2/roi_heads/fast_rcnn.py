@@ -6,6 +6,8 @@ Shape shorthand in this module:
     K: number of foreground classes
 """
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat, nonzero_tuple
@@ -42,7 +44,7 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
         isr_p: ISR | None = None,
         isr_n: NegativeISR | None = None,
         carl: CARL | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         """
         Args:
@@ -124,19 +126,21 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
         with torch.no_grad():
             weights = torch.ones_like(cls_losses)
             if self.isr_p is not None:
-                pos_ious = box_iou(
+                ious = box_iou(
                     self.box2box_transform.apply_deltas(pos_deltas, pos_boxes), pos_gt_boxes
                 )
                 objects = _matched_objects(proposals, scores.device)[positives]
-                pos_weights = self._positive_weights(
-                    pos_ious, objects, pos_classes, cls_losses[positives]
+                pos_weights = positive_weights(
+                    self.isr_p, ious, objects, pos_classes, cls_losses[positives]
                 )
-                log_positives(pos_ious, objects, pos_probs, pos_weights)
+                log_positives(ious, objects, pos_probs, pos_weights)
                 weights = weights.index_copy(0, positives, pos_weights)
             if self.isr_n is not None:
                 negative = gt_classes == self.num_classes
-                neg_weights = self._negative_weights(
-                    predictions, proposal_boxes, negative, cls_losses, [len(p) for p in proposals]
+                top_scores, top_boxes = self._top_detections(scores, deltas, proposal_boxes)
+                num_samples = [len(p) for p in proposals]
+                neg_weights = negative_weights(
+                    self.isr_n, top_scores, top_boxes, negative, cls_losses, num_samples
                 )
                 weights = torch.where(negative, neg_weights, weights)
 
@@ -190,38 +194,72 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
             return deltas[rows]
         return deltas.view(-1, self.num_classes, 4)[rows, classes]
 
-    def _positive_weights(
-        self, ious: Tensor, objects: Tensor, classes: Tensor, losses: Tensor
-    ) -> Tensor:
-        """ISR-P: weights (P,) from the IoU-HLR in each class over the whole batch."""
-        ranks = hierarchical_local_rank(ious, objects, classes)
-        class_sizes = count(classes, torch.ones_like(classes), self.num_classes)
-        weights = importance_weights(ranks, class_sizes.max(), self.isr_p.gamma, self.isr_p.beta)
-        return preserve_total(weights, losses)
-
-    def _negative_weights(
-        self,
-        predictions: tuple[Tensor, Tensor],
-        proposal_boxes: Tensor,
-        negative: Tensor,
-        losses: Tensor,
-        num_samples: list[int],
-    ) -> Tensor:
-        """ISR-N: weights (R,), of which only those of negatives mean something."""
-        scores, deltas = predictions
-        top_scores, top_classes = self._probs(scores)[:, : self.num_classes].max(dim=1)
+    def _top_detections(
+        self, scores: Tensor, deltas: Tensor, proposal_boxes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Highest foreground probability (R,) and the box (R, 4) regressed for that class."""
+        top_scores, classes = self._probs(scores)[:, : self.num_classes].max(dim=1)
         rows = torch.arange(len(scores), device=scores.device)
-        boxes = self.box2box_transform.apply_deltas(
-            self._deltas_of_classes(deltas, rows, top_classes), proposal_boxes
-        )
-        eligible = negative & (top_scores > self.isr_n.score_thresh)
-        ranks = rank_negatives(boxes, top_scores, eligible, num_samples, self.isr_n.nms_thresh)
-        images = image_indices(num_samples, scores.device)
-        n_max = count(images, negative, len(num_samples) + 1).max()
-        weights = importance_weights(ranks, n_max, self.isr_n.gamma, self.isr_n.beta)
-        weights = preserve_total(weights, losses * negative)
-        log_negatives(top_scores, negative, eligible, weights, len(num_samples))
-        return weights
+        top_deltas = self._deltas_of_classes(deltas, rows, classes)
+        return top_scores, self.box2box_transform.apply_deltas(top_deltas, proposal_boxes)
+
+
+def positive_weights(
+    isr: ISR, ious: Tensor, objects: Tensor, classes: Tensor, losses: Tensor
+) -> Tensor:
+    """
+    ISR-P: positives weigh by their IoU-HLR in each class over all images of the batch.
+
+    Args:
+        isr: gamma and beta.
+        ious: floating (P,), IoU of the regressed box with its ground truth.
+        objects: int64 (P,), the matched object, unique over the batch.
+        classes: int64 (P,), its class.
+        losses: floating (P,), classification losses.
+
+    Returns:
+        (P,), keeping the sum of the losses.
+    """
+    if len(ious) == 0:
+        return torch.ones_like(losses)
+    ranks = hierarchical_local_rank(ious, objects, classes)
+    # The largest class has the highest rank: equal ranks of all classes weigh the same.
+    weights = importance_weights(ranks, ranks.max() + 1, isr.gamma, isr.beta)
+    return preserve_total(weights, losses)
+
+
+def negative_weights(
+    isr: NegativeISR,
+    scores: Tensor,
+    boxes: Tensor,
+    negative: Tensor,
+    losses: Tensor,
+    num_samples: list[int],
+) -> Tensor:
+    """
+    ISR-N: negatives weigh by their Score-HLR in each image.
+
+    Args:
+        isr: gamma, beta and the thresholds.
+        scores: floating (R,), highest foreground probability.
+        boxes: floating (R, 4), regressed for that class, XYXY in pixels.
+        negative: bool (R,).
+        losses: floating (R,), classification losses.
+        num_samples: number of samples of each image; they add up to R.
+
+    Returns:
+        (R,), keeping the sum of the negatives' losses; those of other samples mean nothing.
+    """
+    if len(scores) == 0:
+        return torch.ones_like(losses)
+    eligible = negative & (scores > isr.score_thresh)
+    ranks = rank_negatives(boxes, scores, eligible, num_samples, isr.nms_thresh)
+    images = image_indices(num_samples, scores.device)
+    n_max = count(images, negative, len(num_samples)).max()
+    weights = importance_weights(ranks, n_max, isr.gamma, isr.beta)
+    weights = preserve_total(weights, losses * negative)
+    log_negatives(scores, negative, eligible, weights, len(num_samples))
+    return weights
 
 
 def _matched_objects(proposals: list[Instances], device: torch.device) -> Tensor:

@@ -1,8 +1,9 @@
 import logging
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling import ROI_HEADS_REGISTRY, ROIHeads, StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import nn
@@ -28,7 +29,7 @@ def with_object_ids(targets: list[Instances]) -> list[Instances]:
     return numbered
 
 
-class PISAMixin:
+class PISAMixin(ROIHeads):
     """
     Adds Prime Sample Attention to the ROI heads that it is mixed into, from the left::
 
@@ -41,7 +42,7 @@ class PISAMixin:
     """
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, *args, **kwargs) -> dict:
+    def from_config(cls, cfg: CfgNode, *args: Any, **kwargs: Any) -> dict[str, Any]:
         ret = super().from_config(cfg, *args, **kwargs)
         ret["box_predictor"] = cls._with_pisa(cfg, ret["box_predictor"])
         return ret

@@ -1,7 +1,7 @@
 """Scalars that show the method at work, in TensorBoard and metrics.json under ``pisa/``."""
 
-from detectron2.utils.events import get_event_storage
 import torch
+from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from ..hlr import local_rank

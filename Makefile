@@ -1,0 +1,62 @@
+# The Python that .venv is made with, 3.10 or newer: make setup PYTHON=python3.12
+PYTHON ?= python3
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/installed ## create .venv with torch, Detectron2 0.6, this package and its tools
+	@echo "Ready: .venv"
+
+train: .venv/installed ## train a small detector of digits and draw what it finds
+	@DETECTRON2_DATASETS=datasets $(BIN)/python train_net.py \
+		--config-file configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml OUTPUT_DIR output/digits
+	@$(BIN)/python projects/ShowDetections/show_detections.py output/digits
+
+test: lint ## lint, then run the tests
+	$(BIN)/pytest
+
+lint: .venv/installed ## check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy pisa_d2
+
+format: .venv/installed ## mend style and format where that can be done automatically
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove caches and build products (keeps .venv, datasets and output)
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# Each file is written last in its recipe, so the next call resumes a set-up that was interrupted.
+
+# pip from 26.3 on refuses pb1-detectron2.
+.venv/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo >&2 \
+		"$(PYTHON) is not Python 3.10 or newer. Name one that is: make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo >&2 \
+		"$(PYTHON) cannot create virtual environments. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "Creating .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) 'pip>=24,<26.3'
+	@touch $@
+
+# pb1-detectron2 holds the Python files of Detectron2 0.6 without the C++ sources, so it needs no
+# compiler; its set-up script imports torch. Its own pins are stale, hence --no-deps and no warnings
+# about them; setup.py lists what works.
+.venv/installed: .venv/created setup.py Makefile
+	@echo "Installing torch and torchvision (2 to 3 GB, some minutes)"
+	@$(PIP) 'setuptools<81' wheel torch==2.14.1 torchvision==0.29.1
+	@echo "Installing Detectron2 0.6"
+	@$(PIP) --use-pep517 --no-build-isolation --no-deps \
+		--config-settings=--global-option=build_py --config-settings=--build-option=--skip-build \
+		pb1-detectron2==0.6
+	@echo "Installing pisa_d2, what it needs and its tools"
+	@$(PIP) --no-build-isolation --no-warn-conflicts --editable '.[detectron2-deps,digits,dev]'
+	@touch $@

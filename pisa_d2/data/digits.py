@@ -1,0 +1,225 @@
+"""
+``digits_train`` and ``digits_val``: a small detection data set that needs no download.
+
+The handwritten digits of scikit-learn (``load_digits``, 1797 scans of 8x8) are drawn in ink, at
+many sizes and partly over one another, on crops of its two photographs. No scan and no part of a
+photograph serves both splits: val gets every fifth scan of a class and the right 240 of a
+photograph's 640 columns. It is made at its first use, in seconds; ``python -m pisa_d2.data.digits``
+makes it ahead.
+
+Photographs: china.jpg by danielbuechele, flower.jpg by vultilion, both CC BY 2.0.
+"""
+
+import argparse
+import functools
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from PIL import Image
+from tqdm import tqdm
+
+from . import drawing
+
+logger = logging.getLogger(__name__)
+
+CLASSES = tuple("0123456789")
+_SPLITS = {"train": slice(0, 400), "val": slice(400, 640)}  # columns of the photographs
+
+
+def split_sources(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """
+    Deal out the scans so that no scan is in two splits and each class is in both.
+
+    Args:
+        labels: (1797,) class of each scan.
+
+    Returns:
+        For "train" and "val", the indices of its scans: four fifths and one fifth of each class.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    in_val = np.arange(len(order)) % 5 == 0
+    return {"train": order[~in_val], "val": order[in_val]}
+
+
+def _read_sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """
+    Returns:
+        (1797, 8, 8) scans, ink from 0 to 16; (1797,) their classes; the photographs, each
+        (427, 640, 3) uint8.
+    """
+    try:
+        from sklearn.datasets import load_digits, load_sample_image
+    except ImportError as error:
+        raise ImportError(
+            "Making the digits data set needs scikit-learn: pip install scikit-learn"
+        ) from error
+    scans, labels = load_digits(return_X_y=True)
+    photos = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+    return scans.reshape(-1, 8, 8), labels, photos
+
+
+def _write_split(folder: Path, split: str, settings: dict[str, int], progress: bool) -> None:
+    scans, labels, photos = _read_sources()
+    sources = split_sources(labels, settings["seed"])[split]
+    views = [Image.fromarray(photo[:, _SPLITS[split]]) for photo in photos]
+    (folder / split).mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    image_ids = range(1, settings[f"num_{split}"] + 1)
+    for image_id in tqdm(image_ids, desc=f"digits {split}", disable=not progress):
+        # A generator for each image: a larger data set begins with the images of a smaller one.
+        rng = np.random.default_rng((settings["seed"], list(_SPLITS).index(split), image_id))
+        digits = drawing.place_digits(scans, sources, rng)
+        background = drawing.crop_photo(views[rng.integers(len(views))], rng)
+        file_name = f"{image_id:06d}.jpg"
+        image = Image.fromarray(drawing.paint_digits(background, digits, rng))
+        image.save(folder / split / file_name, quality=95)
+        size = {"width": drawing.WIDTH, "height": drawing.HEIGHT}
+        images.append({"id": image_id, "file_name": file_name, **size})
+        owner = drawing.topmost(digits)
+        for index, digit in enumerate(digits):
+            x0, y0, x1, y1 = drawing.ink_box(owner == index)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": int(labels[digit.source]) + 1,  # COCO's begin with 1
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": (x1 - x0) * (y1 - y0),
+                    "iscrowd": 0,
+                    "source": digit.source,
+                }
+            )
+    content = {
+        "info": settings,
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)],
+    }
+    path = _json_file(folder, split)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def _json_file(folder: Path, split: str) -> Path:
+    return folder / "annotations" / f"instances_{split}.json"
+
+
+def _build(folder: Path, settings: dict[str, int], progress: bool) -> None:
+    """Write everything into a folder beside ``folder``, then move it into place as a whole."""
+    root = folder.parent
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=".digits-", dir=root)
+    except OSError as error:
+        raise OSError(
+            f"Cannot make the digits data set in '{root}' ({error}). Make this folder writable, or "
+            "set the environment variable DETECTRON2_DATASETS to one that is."
+        ) from error
+    logger.info("Making the digits data set in '%s' ...", folder)
+    with scratch as name:
+        made = Path(name) / folder.name
+        for split in _SPLITS:
+            _write_split(made, split, settings, progress)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.exists():  # where it does, another process was faster
+                raise
+
+
+def make_digits(
+    root: str | os.PathLike,
+    num_train: int = 600,
+    num_val: int = 150,
+    seed: int = 0,
+    progress: bool = False,
+) -> Path:
+    """
+    Make the data set in ``<root>/digits``, unless it is there already. The same arguments give the
+    same bytes, with the same versions of NumPy, Pillow and scikit-learn. The folder appears
+    complete or not at all, also where several processes make it at once.
+
+    Args:
+        num_train, num_val: number of images, at least 1.
+        progress: show a progress bar.
+
+    Returns:
+        The folder: ``train/*.jpg``, ``val/*.jpg`` and ``annotations/instances_{train,val}.json``
+        in COCO's format, with the index in ``load_digits`` as an additional key "source".
+
+    Raises:
+        ValueError: no images, or a negative seed, are asked for.
+        ImportError: scikit-learn is missing.
+        FileExistsError: the folder exists and was not made with these arguments.
+        OSError: ``root`` cannot be written to.
+    """
+    settings = {"num_train": num_train, "num_val": num_val, "seed": seed}
+    if num_train < 1 or num_val < 1 or seed < 0:
+        raise ValueError(f"Need num_train >= 1, num_val >= 1 and seed >= 0, not {settings}.")
+    folder = Path(root).expanduser() / "digits"
+    if not folder.exists():
+        _build(folder, settings, progress)
+    try:
+        found = json.loads(_json_file(folder, "val").read_text())["info"]
+    except (OSError, ValueError, KeyError):
+        found = "something else"
+    if found != settings:
+        raise FileExistsError(
+            f"'{folder}' holds {found}, not {settings}. Remove it, or choose another root."
+        )
+    return folder
+
+
+def _load(folder: Path, split: str) -> list[dict[str, Any]]:
+    if not folder.exists():  # one made ahead may have any number of images
+        make_digits(folder.parent)
+    return load_coco_json(str(_json_file(folder, split)), str(folder / split), f"digits_{split}")
+
+
+def register_digits(root: str | os.PathLike) -> None:
+    """
+    Register ``digits_train`` and ``digits_val``, read from ``<root>/digits`` and made there when
+    first loaded. Replaces an earlier registration, such as that of ``import pisa_d2``.
+
+    The file that the metadata's ``json_file`` names, which COCOEvaluator reads, exists from the
+    first load on; ``DefaultTrainer.test`` builds its data loader before its evaluator.
+    """
+    folder = Path(root).expanduser() / "digits"
+    for split in _SPLITS:
+        name = f"digits_{split}"
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+        DatasetCatalog.register(name, functools.partial(_load, folder, split))
+        MetadataCatalog.get(name).set(
+            thing_classes=list(CLASSES),
+            evaluator_type="coco",
+            json_file=str(_json_file(folder, split)),
+            image_root=str(folder / split),
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the digits data set.")
+    parser.add_argument(
+        "--root",
+        default=os.getenv("DETECTRON2_DATASETS", "datasets"),
+        help="folder to make it in, $DETECTRON2_DATASETS or 'datasets' by default",
+    )
+    parser.add_argument("--num-train", type=int, default=600, help="training images (%(default)s)")
+    parser.add_argument("--num-val", type=int, default=150, help="validation images (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="%(default)s by default")
+    args = parser.parse_args()
+    print(make_digits(args.root, args.num_train, args.num_val, args.seed, progress=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""
+Draws the images of the ``digits`` data set: where digits stand, what is seen of them, their ink.
+
+Shapes and units in this module:
+
+    H, W: 192, 256, height and width of an image in pixels
+    h, w: height and width of one drawn digit in pixels
+    box: x0, y0, x1, y1 in pixels, of the corners, so that x1 - x0 is the width
+    opacity: 0 (no ink) to 1
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+WIDTH, HEIGHT = 256, 192
+
+INK = 0.25  # opacity from which a pixel counts as ink, for boxes and for visibility
+MIN_VISIBLE = 0.7  # share of a digit's ink that others leave uncovered
+MAX_IOU = 0.4  # of two digits' boxes
+
+_CROP_WIDTHS = (120, 240)  # pixels of a photograph that become W
+_SIZES = (14, 128)  # pixels, nominal height of a digit: from COCO's small to its large
+_COUNTS = (3, 9)  # digits that an image should get; there may not be room for all
+_EMPTY = 0.04  # share of images without any
+_CONTRASTS = (45, 160)  # grey levels between ink and the mean of what it is drawn on
+
+
+@dataclass(frozen=True)
+class Digit:
+    """
+    One digit and where it stands.
+
+    Attributes:
+        source: its index in ``load_digits``.
+        opacity: (h, w) float, cropped to the ink.
+        x, y: left and upper edge in the image, in pixels.
+    """
+
+    source: int
+    opacity: np.ndarray
+    x: int
+    y: int
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the image that it is drawn on."""
+        height, width = self.opacity.shape
+        return slice(self.y, self.y + height), slice(self.x, self.x + width)
+
+
+def draw_digit(scan: np.ndarray, size: float, angle: float) -> np.ndarray:
+    """
+    Args:
+        scan: (8, 8), ink from 0 to 16.
+        size: pixels that the 8 rows become.
+        angle: degrees, counter-clockwise.
+
+    Returns:
+        (h, w) opacity, cropped to the ink.
+    """
+    padded = np.pad(scan, 1)  # strokes reach the edge; they need room to fade out
+    side = round(size * len(padded) / len(scan))
+    image = Image.fromarray(np.uint8(padded * (255 / 16)))
+    image = image.resize((side, side), Image.Resampling.BICUBIC)
+    image = image.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    # Enlarging 8 pixels to 100 gives blurred blobs; a steeper ramp gives them the edge of a stroke.
+    opacity = np.clip((np.asarray(image, dtype=np.float32) / 255 - 0.3) / 0.4, 0, 1)
+    x0, y0, x1, y1 = ink_box(opacity >= INK)
+    return opacity[y0:y1, x0:x1]
+
+
+def ink_box(ink: np.ndarray) -> tuple[int, int, int, int]:
+    """The smallest box around what is true in ``ink``, a boolean image with something in it."""
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def topmost(digits: list[Digit]) -> np.ndarray:
+    """
+    Returns:
+        (H, W) int: the index in ``digits`` of the one whose ink is seen there, -1 for none. Later
+        digits lie over earlier ones.
+    """
+    owner = np.full((HEIGHT, WIDTH), -1)
+    for index, digit in enumerate(digits):
+        owner[digit.window][digit.opacity >= INK] = index
+    return owner
+
+
+def _is_legible(digits: list[Digit]) -> bool:
+    owner = topmost(digits)
+    boxes = []
+    for index, digit in enumerate(digits):
+        visible = owner[digit.window] == index
+        if visible.sum() < MIN_VISIBLE * (digit.opacity >= INK).sum():
+            return False
+        boxes.append(np.add(ink_box(visible), (digit.x, digit.y) * 2))
+    return all(_iou(a, b) <= MAX_IOU for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    intersection = np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None))
+    union = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - intersection
+    return intersection / union
+
+
+def place_digits(scans: np.ndarray, sources: np.ndarray, rng: np.random.Generator) -> list[Digit]:
+    """
+    Args:
+        scans: (1797, 8, 8), ink from 0 to 16.
+        sources: indices of the scans to choose from.
+
+    Returns:
+        The digits of one image, the lowest first, all inside it and none covered much.
+    """
+    digits: list[Digit] = []
+    if rng.random() < _EMPTY:
+        return digits
+    for source in rng.choice(sources, rng.integers(*_COUNTS, endpoint=True)):
+        size = np.exp(rng.uniform(*np.log(_SIZES)))  # as many from 14 to 28 as from 28 to 56
+        opacity = draw_digit(scans[source], size, angle=rng.uniform(-15, 15))
+        height, width = opacity.shape
+        for _ in range(20):
+            x = int(rng.integers(WIDTH - width, endpoint=True))
+            y = int(rng.integers(HEIGHT - height, endpoint=True))
+            candidate = [*digits, Digit(int(source), opacity, x, y)]
+            if _is_legible(candidate):
+                digits = candidate
+                break
+    return digits
+
+
+def crop_photo(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    """
+    Returns:
+        (H, W, 3) float, 0..255: a random part of ``photo``, maybe mirrored, darker or brighter.
+    """
+    width = int(rng.integers(*_CROP_WIDTHS, endpoint=True))
+    height = round(width * HEIGHT / WIDTH)
+    x = int(rng.integers(photo.width - width, endpoint=True))
+    y = int(rng.integers(photo.height - height, endpoint=True))
+    crop = photo.resize(
+        (WIDTH, HEIGHT), Image.Resampling.BICUBIC, box=(x, y, x + width, y + height)
+    )
+    pixels = np.asarray(crop, dtype=np.float32) * rng.uniform(0.7, 1.2)
+    return np.clip(pixels[:, ::-1] if rng.random() < 0.5 else pixels, 0, 255)
+
+
+def paint_digits(
+    background: np.ndarray, digits: list[Digit], rng: np.random.Generator
+) -> np.ndarray:
+    """
+    Args:
+        background: (H, W, 3) float, 0..255.
+
+    Returns:
+        (H, W, 3) uint8: the digits over it in dark or light ink, some of them faint.
+    """
+    image = background.copy()
+    for digit in digits:
+        below = image[digit.window]
+        mean = below.mean()
+        contrast = rng.uniform(*_CONTRASTS) * rng.choice([-1, 1])
+        if not 0 <= mean + contrast <= 255:
+            contrast = -contrast  # light ink on a light sky would not show
+        colour = np.clip(mean + contrast + rng.normal(0, 20, size=3), 0, 255)
+        opacity = digit.opacity[:, :, None] * rng.uniform(0.75, 1)
+        image[digit.window] = below * (1 - opacity) + colour * opacity
+    return image.round().astype(np.uint8)
