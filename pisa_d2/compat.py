@@ -53,6 +53,19 @@ def _import_without_operators() -> None:
     sys.modules[fast_eval_api.__name__] = fast_eval_api
 
 
+def _mend() -> None:
+    from detectron2.utils import comm
+
+    if not hasattr(comm, "create_local_process_group"):  # 0.6
+        _add_removed_names()
+    try:
+        import detectron2.layers  # noqa: F401
+    except ImportError:
+        if importlib.util.find_spec("detectron2._C") is not None:
+            raise
+        _import_without_operators()
+
+
 def prepare_detectron2() -> None:
     """
     Make ``import detectron2`` work, or say how to install it.
@@ -66,19 +79,10 @@ def prepare_detectron2() -> None:
             "repository, see https://detectron2.readthedocs.io/tutorials/install.html, or run "
             "`make setup` in a clone of pisa_d2 for a ready environment without compiling."
         )
-    from detectron2.utils import comm
-
-    if not hasattr(comm, "create_local_process_group"):  # 0.6
-        _add_removed_names()
-    try:
-        import detectron2.layers  # noqa: F401
-    except ImportError:
-        if importlib.util.find_spec("detectron2._C") is not None:
-            raise
-        _import_without_operators()
     with warnings.catch_warnings():
-        # Said of Detectron2's own code, on every start.
+        # Said of Detectron2's and fvcore's own code, on every start.
         warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+        _mend()
         import detectron2.modeling  # noqa: F401
 
 

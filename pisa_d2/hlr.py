@@ -20,10 +20,15 @@ _MAX_CHAIN_ON_GPU = 32
 
 
 def _descending_order(values: Tensor) -> Tensor:
-    """Indices (N,) that sort values from the highest down; NaN last, ties by index."""
+    """Indices (*, N) that sort values from the highest down; NaN last, ties by index."""
     # The sign of a NaN survives negation and would decide its place in some sorts.
     keys = (-values.detach()).masked_fill(values.isnan(), float("nan"))
     return keys.sort(stable=True).indices
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """``values`` in float32, or float64 where they are: half precision underflows in ratios."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _refine_order(order: Tensor, keys: Tensor) -> Tensor:
@@ -132,14 +137,14 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     Returns:
         (*), in float32 at least; 0 where the union has no area.
     """
-    dtype = torch.promote_types(boxes1.dtype, torch.float32)
-    x1, y1, x2, y2 = boxes1.to(dtype).unbind(dim=-1)
-    a1, b1, a2, b2 = boxes2.to(dtype).unbind(dim=-1)
+    # Coordinates apart in memory: all pairs of 512 boxes take a tenth of the time.
+    x1, y1, x2, y2 = at_least_float32(boxes1).movedim(-1, 0).contiguous()
+    a1, b1, a2, b2 = at_least_float32(boxes2).movedim(-1, 0).contiguous()
     width = (torch.minimum(x2, a2) - torch.maximum(x1, a1)).clamp(min=0)
     height = (torch.minimum(y2, b2) - torch.maximum(y1, b1)).clamp(min=0)
     intersection = width * height
     union = (x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - intersection
-    return (intersection / union).masked_fill(~(union > 0), 0)
+    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
 def _greedily_kept(suppresses: Tensor, max_chain: int | None) -> Tensor:
@@ -147,17 +152,18 @@ def _greedily_kept(suppresses: Tensor, max_chain: int | None) -> Tensor:
     Boxes that greedy NMS keeps.
 
     Args:
-        suppresses: bool (*, N, N), boxes by descending score; True at [i, j] where i < j and box
-            i, if kept, removes box j.
+        suppresses: floating (*, N, N), boxes by descending score; 1 at [i, j] where i < j and box
+            i, if kept, removes box j, otherwise 0.
         max_chain: number of iterations; None goes on until nothing changes.
 
     Returns:
-        bool (*, N). Exact for each box that ends a chain of at most ``max_chain`` boxes.
+        (*, N), 1 for kept boxes. Exact for each box that ends a chain of at most ``max_chain``.
     """
+    removed_by = suppresses.transpose(-1, -2)
     kept = torch.ones_like(suppresses[..., 0])
     for _ in range(max_chain if max_chain is not None else kept.shape[-1]):
         previous = kept
-        kept = ~(suppresses & previous[..., None]).any(dim=-2)
+        kept = (torch.matmul(removed_by, previous[..., None])[..., 0] == 0).to(previous.dtype)
         if max_chain is None and torch.equal(kept, previous):
             break
     return kept
@@ -196,18 +202,18 @@ def nms_groups(
         )
     if scores.numel() == 0:
         return torch.zeros_like(scores, dtype=torch.int64)
-    boxes, scores = boxes.detach(), scores.detach()
-    order = (-scores).masked_fill(scores.isnan(), float("nan")).sort(stable=True).indices
-    boxes = boxes.gather(-2, order[..., None].expand_as(boxes))
-    suppresses = box_iou(boxes[..., :, None, :], boxes[..., None, :, :]) > iou_threshold
+    order = _descending_order(scores)
+    boxes = boxes.detach().gather(-2, order[..., None].expand_as(boxes))
+    overlaps = box_iou(boxes[..., :, None, :], boxes[..., None, :, :]) > iou_threshold
     if partitions is not None:
         partitions = partitions.gather(-1, order)
-        suppresses &= partitions[..., :, None] == partitions[..., None, :]
-    suppresses = suppresses.triu(diagonal=1)
+        overlaps &= partitions[..., :, None] == partitions[..., None, :]
+    suppresses = overlaps.triu(diagonal=1).float()
 
     kept = _greedily_kept(suppresses, _MAX_CHAIN_ON_GPU if boxes.is_cuda else None)
-    # The first kept box of each column that suppresses the box, or the box itself.
-    candidates = suppresses & kept[..., None]
-    candidates.diagonal(dim1=-2, dim2=-1).fill_(True)
-    heads = candidates.to(torch.uint8).argmax(dim=-2)
+    # Of the kept boxes that suppress a box, the first has the highest score.
+    size = scores.shape[-1]
+    index = torch.arange(size, device=scores.device)
+    first = size - (suppresses * ((size - index) * kept)[..., None]).amax(dim=-2).long()
+    heads = torch.where((kept > 0) | (first == size), index, first)
     return torch.empty_like(order).scatter_(-1, order, order.gather(-1, heads))

@@ -9,9 +9,7 @@ of half precision losses would underflow.
 import torch
 from torch import Tensor
 
-
-def at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+from .hlr import at_least_float32
 
 
 def importance_weights(ranks: Tensor, n_max: Tensor | int, gamma: float, beta: float) -> Tensor:

@@ -25,8 +25,7 @@ def small_cfg(*opts: object) -> CfgNode:
     """A PISA Faster R-CNN that takes a training step in a tenth of a second."""
     return load_cfg(
         "BCCD/pisa_faster_rcnn_R_18_FPN.yaml",
-        *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32),
-        *("MODEL.RESNETS.WIDTH_PER_GROUP", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32),
+        *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32),
         *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 100, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 100),
         *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 32),
         *opts,

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import CARL, ISR, NegativeISR, pisa_settings
-from ..hlr import box_iou, hierarchical_local_rank
-from ..reweighting import at_least_float32, carl_weights, importance_weights, preserve_total
+from ..hlr import at_least_float32, box_iou, hierarchical_local_rank
+from ..reweighting import carl_weights, importance_weights, preserve_total
 from .box_losses import box_regression_losses
 from .ranking import count, image_indices, rank_negatives
 from .statistics import log_negatives, log_positives

@@ -58,15 +58,28 @@ def rank_negatives(
     """
     if len(scores) == 0:
         return torch.zeros_like(scores, dtype=torch.int64)
-    # A box without area joins no group. Images are padded to one size and clustered at once.
-    boxes = boxes.masked_fill(~eligible[:, None], 0)
+    images = image_indices(num_samples, scores.device)
+    num_eligible = count(images, eligible, len(num_samples))
+    if scores.is_cuda:
+        # Leaving samples out would cost a copy to the host; a box without area joins no group.
+        boxes = boxes.masked_fill(~eligible[:, None], 0)
+        groups = _groups_in_images(boxes, scores, num_samples, nms_thresh)
+    else:
+        groups = torch.zeros_like(images)
+        groups[eligible] = _groups_in_images(
+            boxes[eligible], scores[eligible], num_eligible.tolist(), nms_thresh
+        )
+    ranks = hierarchical_local_rank(scores, groups, torch.where(eligible, images, -1))
+    return torch.where(eligible, ranks, (num_eligible[images] - 1).clamp(min=0))
+
+
+def _groups_in_images(
+    boxes: Tensor, scores: Tensor, num_samples: Sequence[int], nms_thresh: float
+) -> Tensor:
+    """NMS groups (R,), numbered in each image. Images are padded to one size for one pass."""
     groups = nms_groups(
         pad_sequence(boxes.split(num_samples), batch_first=True),
         pad_sequence(scores.split(num_samples), batch_first=True),
         nms_thresh,
     )
-    groups = torch.cat([g[:n] for g, n in zip(groups, num_samples, strict=True)])
-    images = image_indices(num_samples, scores.device)
-    ranks = hierarchical_local_rank(scores, groups, torch.where(eligible, images, -1))
-    last = count(images, eligible, len(num_samples))[images] - 1
-    return torch.where(eligible, ranks, last.clamp(min=0))
+    return torch.cat([g[:n] for g, n in zip(groups, num_samples, strict=True)])

@@ -1,0 +1,267 @@
+import logging
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads, build_model
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from helpers import IMAGE_SIZE, random_batch, random_boxes, small_cfg, switch
+
+from pisa_d2 import PISAFastRCNNOutputLayers, PISAMixin, PISAROIHeads, add_pisa_config
+from pisa_d2.hlr import box_iou, hierarchical_local_rank
+from pisa_d2.roi_heads.fast_rcnn import OBJECT_FIELD
+from pisa_d2.roi_heads.roi_heads import with_object_ids
+
+ALL_OFF = switch(False, False, False)
+STOCK = ["MODEL.ROI_HEADS.NAME", "StandardROIHeads"]
+
+
+@pytest.fixture(autouse=True)
+def storage():
+    with EventStorage() as storage:
+        yield storage
+
+
+def build(*opts):
+    torch.manual_seed(0)
+    return build_model(small_cfg(*opts))
+
+
+def losses_of(model, batch, seed=1):
+    torch.manual_seed(seed)  # the sampler's draws
+    return model.train()(batch)
+
+
+def detections_of(model, batch):
+    with torch.no_grad():
+        return [output["instances"].get_fields() for output in model.eval()(batch)]
+
+
+def assert_same_detections(ours, theirs):
+    assert sum(len(fields["scores"]) for fields in theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a["pred_boxes"].tensor, b["pred_boxes"].tensor)
+        assert torch.equal(a["scores"], b["scores"])
+        assert torch.equal(a["pred_classes"], b["pred_classes"])
+
+
+def roi_heads(cls=PISAROIHeads, *opts):
+    cfg = small_cfg("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 512, *opts)
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    shapes = {f"p{i}": ShapeSpec(channels=channels, stride=2**i) for i in range(2, 6)}
+    return cls(cfg, shapes)
+
+
+@pytest.mark.parametrize("num_objects", [[3, 5], [4, 0], [0, 0]])
+def test_with_all_parts_off_a_model_has_the_losses_of_stock_to_the_last_bit(num_objects):
+    batch = random_batch(num_objects)
+    ours = losses_of(build(*ALL_OFF), batch)
+    stock = losses_of(build(*STOCK), batch)
+    assert ours.keys() == stock.keys()
+    assert all(torch.equal(ours[name], stock[name]) for name in stock)
+
+
+@pytest.mark.parametrize("num_objects", [[3, 5], [4, 0], [0, 0], [1, 1, 1]])
+def test_isr_changes_no_loss_and_carl_adds_one(num_objects):
+    batch = random_batch(num_objects)
+    ours = losses_of(build(), batch)
+    stock = losses_of(build(*STOCK), batch)
+    assert ours.keys() - stock.keys() == {"loss_carl"}
+    for name, loss in stock.items():
+        torch.testing.assert_close(ours[name], loss, rtol=1e-5, atol=1e-7)
+    sum(ours.values()).backward()
+
+
+def test_a_seed_gives_the_weights_and_the_random_state_of_stock():
+    ours, ours_next = build(), torch.rand(1)
+    stock, stock_next = build(*STOCK), torch.rand(1)
+    assert ours_next == stock_next
+    assert list(ours.state_dict()) == list(stock.state_dict())
+    for name, value in stock.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("trained, loaded", [([], STOCK), (STOCK, [])])
+def test_a_checkpoint_loads_in_stock_and_the_reverse(tmp_path, trained, loaded):
+    batch = random_batch([3, 2])
+    model = build(*trained)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum(model.train()(batch).values()).backward()
+        optimizer.step()
+    DetectionCheckpointer(model, save_dir=str(tmp_path)).save("model")
+
+    torch.manual_seed(9)
+    other = build_model(small_cfg(*loaded))
+    file = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
+    incompatible = other.load_state_dict(file, strict=True)
+    assert not incompatible.missing_keys and not incompatible.unexpected_keys
+    DetectionCheckpointer(other).load(str(tmp_path / "model.pth"))
+    assert_same_detections(detections_of(other, batch), detections_of(model, batch))
+
+
+def test_bfloat16_autocast_gives_finite_losses_and_gradients():
+    model = build()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = losses_of(model, random_batch([3, 5]))
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_batch_without_positives_reaches_every_parameter_that_stock_reaches():
+    def touched(*opts):
+        model = build("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False, *opts)
+        sum(losses_of(model, random_batch([0, 0])).values()).backward()
+        return {name for name, p in model.named_parameters() if p.grad is not None}
+
+    assert touched() == touched(*STOCK)
+
+
+def test_training_lowers_the_losses():
+    batch = random_batch([3, 2, 4])
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    history = []
+    for _ in range(30):
+        losses = losses_of(model, batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        history.append({name: loss.item() for name, loss in losses.items()})
+    total = [sum(losses.values()) for losses in history]
+    assert sum(total[-5:]) < 0.7 * sum(total[:5])
+    assert all(loss == loss for losses in history for loss in losses.values())
+
+
+def test_objects_are_numbered_through_the_batch():
+    targets = [sample["instances"] for sample in random_batch([3, 0, 1, 5, 2])]
+    numbered = with_object_ids(targets)
+    ids = [t.get(OBJECT_FIELD).tolist() for t in numbered]
+    assert ids == [[0, 1, 2], [], [3], [4, 5, 6, 7, 8], [9, 10]]
+    assert not any(t.has(OBJECT_FIELD) for t in targets)
+
+
+def proposals_around(targets, generator):
+    """Ten proposals near each object and twenty anywhere."""
+    result = []
+    for target in targets:
+        near = target.gt_boxes.tensor.repeat_interleave(10, dim=0)
+        near = near + 6 * torch.rand(near.shape, generator=generator) - 3
+        proposals = Instances(IMAGE_SIZE)
+        boxes = torch.cat([near, random_boxes(20, generator)])
+        proposals.proposal_boxes = Boxes(boxes)
+        proposals.objectness_logits = torch.zeros(len(boxes))
+        result.append(proposals)
+    return result
+
+
+def test_samples_carry_the_object_they_were_matched_to():
+    targets = [sample["instances"] for sample in random_batch([3, 0, 4])]
+    proposals = proposals_around(targets, torch.Generator().manual_seed(0))
+    sampled = roi_heads().label_and_sample_proposals(proposals, targets)
+    gt_boxes = torch.cat([t.gt_boxes.tensor for t in targets])
+    for p in (sampled[0], sampled[2]):
+        assert torch.equal(p.gt_boxes.tensor, gt_boxes[p.get(OBJECT_FIELD)])
+    assert not sampled[1].has(OBJECT_FIELD)
+
+
+def test_ranks_of_two_images_stay_when_images_of_other_classes_join_in_any_order():
+    targets = [sample["instances"] for sample in random_batch([3] * 16, num_classes=2)]
+    for target in targets[2:]:
+        target.gt_classes = target.gt_classes + 2
+    proposals = proposals_around(targets, torch.Generator().manual_seed(0))
+    # Without the ground truths themselves, whose IoU of 1 would be equal in all images.
+    opts = ["MODEL.ROI_HEADS.NUM_CLASSES", 4, "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False]
+    heads = roi_heads(PISAROIHeads, *opts)
+
+    def ranks_in_first_two(images):
+        sampled = heads.label_and_sample_proposals(
+            [proposals[i] for i in images], [targets[i] for i in images]
+        )
+        positives = [p[p.gt_classes < 4] for p in sampled]
+        boxes = torch.cat([p.proposal_boxes.tensor for p in positives])
+        ious = box_iou(boxes, torch.cat([p.gt_boxes.tensor for p in positives]))
+        objects = torch.cat([p.get(OBJECT_FIELD) for p in positives])
+        classes = torch.cat([p.gt_classes for p in positives])
+        ranks = hierarchical_local_rank(ious, objects, classes).tolist()
+        of_image = [i for i, p in zip(images, positives, strict=True) for _ in range(len(p))]
+        # Proposals are drawn in another sequence each time: told apart by their boxes.
+        return {
+            tuple(box): rank
+            for box, rank, image in zip(boxes.tolist(), ranks, of_image, strict=True)
+            if image < 2
+        }
+
+    expected = ranks_in_first_two([0, 1])
+    assert len(expected) > 40
+    for num_images in range(2, 17):
+        order = torch.randperm(num_images, generator=torch.Generator().manual_seed(num_images))
+        assert ranks_in_first_two(order.tolist()) == expected
+
+
+def test_the_mixin_turns_any_roi_heads_into_pisa_heads():
+    class OtherHeads(StandardROIHeads):
+        pass
+
+    class PISAOtherHeads(PISAMixin, OtherHeads):
+        pass
+
+    heads = roi_heads(PISAOtherHeads)
+    assert type(heads.box_predictor) is PISAFastRCNNOutputLayers
+    assert heads.box_predictor.isr_p is not None
+
+
+def test_a_box_predictor_of_another_class_stays_with_a_warning(caplog):
+    class OwnPredictor(FastRCNNOutputLayers):
+        pass
+
+    class OwnHeads(StandardROIHeads):
+        @classmethod
+        def _init_box_head(cls, cfg, input_shape):
+            ret = super()._init_box_head(cfg, input_shape)
+            return {**ret, "box_predictor": OwnPredictor(cfg, ret["box_head"].output_shape)}
+
+    class PISAOwnHeads(PISAMixin, OwnHeads):
+        pass
+
+    with caplog.at_level(logging.WARNING):
+        heads = roi_heads(PISAOwnHeads)
+    assert type(heads.box_predictor) is OwnPredictor
+    assert "PISAOwnHeads keeps its box predictor OwnPredictor" in caplog.text
+
+
+def test_heads_are_registered_under_their_name():
+    assert ROI_HEADS_REGISTRY.get("PISAROIHeads") is PISAROIHeads
+
+
+def test_masks_and_keypoints_are_trained_too():
+    from detectron2.structures import BitMasks, Keypoints
+
+    batch = random_batch([3, 2], num_classes=1)
+    for sample in batch:
+        instances = sample["instances"]
+        instances.gt_masks = BitMasks(torch.ones(len(instances), *IMAGE_SIZE, dtype=torch.bool))
+        centers = instances.gt_boxes.get_centers()
+        visible = torch.full((len(instances), 17, 1), 2.0)
+        points = torch.cat([centers[:, None].expand(-1, 17, 2), visible], dim=2)
+        instances.gt_keypoints = Keypoints(points)
+    opts = ["MODEL.MASK_ON", True, "MODEL.KEYPOINT_ON", True, "MODEL.ROI_HEADS.NUM_CLASSES", 1]
+    losses = losses_of(build(*opts), batch)
+    assert {"loss_mask", "loss_keypoint", "loss_carl"} <= losses.keys()
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_add_pisa_config_is_asked_for_where_it_was_forgotten():
+    from detectron2.config import get_cfg
+
+    cfg = get_cfg()
+    with pytest.raises(ValueError, match="add_pisa_config"):
+        PISAFastRCNNOutputLayers(cfg, ShapeSpec(channels=4))
+    add_pisa_config(cfg)
+    PISAFastRCNNOutputLayers(cfg, ShapeSpec(channels=4))

@@ -1,0 +1,112 @@
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from helpers import ROOT, load_cfg
+
+from pisa_d2 import add_pisa_config
+from pisa_d2.config import CARL, ISR, NegativeISR, pisa_settings
+
+CONFIGS = sorted(str(p.relative_to(ROOT / "configs")) for p in ROOT.glob("configs/**/*.yaml"))
+PLAIN = [c for c in CONFIGS if not Path(c).name.startswith(("Base", "pisa"))]
+
+
+def new_cfg(*opts):
+    cfg = get_cfg()
+    add_pisa_config(cfg)
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def flatten(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def test_defaults_are_the_published_settings():
+    settings = pisa_settings(new_cfg())
+    assert settings == {
+        "isr_p": ISR(gamma=2.0, beta=0.0),
+        "isr_n": NegativeISR(gamma=0.5, beta=0.0, nms_thresh=0.5, score_thresh=0.05),
+        "carl": CARL(gamma=1.0, beta=0.2, loss_weight=1.0),
+    }
+
+
+def test_every_key_is_read():
+    read = {f"{part}.ENABLED" for part in ("ISR_P", "ISR_N", "CARL")}
+    for part, cls in (("ISR_P", ISR), ("ISR_N", NegativeISR), ("CARL", CARL)):
+        read |= {f"{part}.{field.name.upper()}" for field in fields(cls)}
+    assert read == {name for name, _ in flatten(new_cfg().MODEL.PISA)}
+    for name in read:
+        value = not new_cfg().MODEL.PISA.ISR_P.ENABLED if name.endswith("ENABLED") else 0.25
+        assert pisa_settings(new_cfg(f"MODEL.PISA.{name}", value)) != pisa_settings(new_cfg())
+
+
+def test_adding_the_keys_leaves_detectron2s_own_and_other_configs_alone():
+    before = dict(flatten(get_cfg()))
+    added = dict(flatten(new_cfg("MODEL.PISA.ISR_P.GAMMA", 7.0)))
+    assert dict(flatten(get_cfg())) == before
+    assert {name: added[name] for name in before} == before
+    assert new_cfg().MODEL.PISA.ISR_P.GAMMA == 2.0
+
+
+@pytest.mark.parametrize(
+    "key, value, allowed",
+    [
+        ("ISR_P.GAMMA", -0.1, "at least 0"),
+        ("ISR_P.GAMMA", float("inf"), "finite"),
+        ("ISR_P.BETA", 1.1, r"in \[0, 1\]"),
+        ("ISR_N.GAMMA", float("nan"), "at least 0"),
+        ("ISR_N.BETA", -0.1, r"in \[0, 1\]"),
+        ("ISR_N.NMS_THRESH", 1.5, r"in \[0, 1\]"),
+        ("ISR_N.SCORE_THRESH", -1.0, r"in \[0, 1\]"),
+        ("CARL.GAMMA", -1.0, "at least 0"),
+        ("CARL.BETA", 2.0, r"in \[0, 1\]"),
+        ("CARL.LOSS_WEIGHT", -1.0, "at least 0"),
+    ],
+)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_wrong_value_is_refused_when_the_model_is_built(key, value, allowed, enabled):
+    part = key.split(".")[0]
+    cfg = load_cfg(
+        "BCCD/pisa_faster_rcnn_R_18_FPN.yaml",
+        *(f"MODEL.PISA.{key}", value, f"MODEL.PISA.{part}.ENABLED", enabled),
+    )
+    with pytest.raises(ValueError, match=rf"MODEL\.PISA\.{key} = {value}.*{allowed}"):
+        build_model(cfg)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_config_builds(config):
+    cfg = load_cfg(config, "MODEL.WEIGHTS", "")
+    model = build_model(cfg)
+    assert type(model.roi_heads).__name__ == cfg.MODEL.ROI_HEADS.NAME
+    assert ("pisa" in config) == cfg.MODEL.ROI_HEADS.NAME.startswith("PISA")
+
+
+@pytest.mark.parametrize("config", PLAIN)
+def test_plain_and_pisa_configs_differ_by_the_method_alone(config):
+    plain = dict(flatten(load_cfg(config)))
+    path = Path(config)
+    pisa = dict(flatten(load_cfg(str(path.with_name(f"pisa_{path.name}")))))
+    differing = {name for name in plain if plain[name] != pisa[name]}
+    assert "MODEL.ROI_HEADS.NAME" in differing
+    assert differing <= {"MODEL.ROI_HEADS.NAME", "OUTPUT_DIR"}
+
+
+@pytest.mark.parametrize("config", ["faster_rcnn_R_50_FPN_1x.yaml"])
+def test_coco_configs_keep_the_published_settings_and_stock_names(config):
+    cfg = load_cfg(f"COCO-Detection/{config}")
+    assert cfg.DATASETS.TRAIN == ("coco_2017_train",) and cfg.DATASETS.TEST == ("coco_2017_val",)
+    assert cfg.MODEL.WEIGHTS.startswith("detectron2://ImageNetPretrained/MSRA/")
+    rpn, heads = cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS
+    assert rpn.POST_NMS_TOPK_TRAIN == rpn.POST_NMS_TOPK_TEST == 2000
+    assert rpn.PRE_NMS_TOPK_TRAIN == rpn.PRE_NMS_TOPK_TEST == 2000
+    assert (heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION) == (512, 0.25)
+    assert heads.PROPOSAL_APPEND_GT and cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA == 1.0
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER) == (16, 90000)

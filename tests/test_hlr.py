@@ -1,0 +1,426 @@
+import math
+from collections.abc import Hashable, Sequence
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, tensor
+from torch.testing import assert_close
+from torchvision.ops import nms
+
+from pisa_d2 import hlr
+from pisa_d2.hlr import box_iou, hierarchical_local_rank, local_rank, nms_groups
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+# Few numbers, so that ties are the rule.
+VALUES = st.sampled_from([math.nan, math.inf, -math.inf, -2.0, -0.0, 0.0, 0.25, 0.5, 1.0])
+IDS = st.sampled_from([-(2**63), -1, 0, 1, 2**63 - 1]) | st.integers(-(2**63), 2**63 - 1)
+# Dyadic: the rounding of an IoU cannot move it across the threshold.
+THRESHOLDS = st.sampled_from([0.0, 0.25, 0.5, 0.75])
+
+
+def highest_first(value: float, index: int) -> tuple[bool, float, int]:
+    return (True, 0.0, index) if math.isnan(value) else (False, -value, index)
+
+
+def slow_local_rank(values: Sequence[float], groups: Sequence[Hashable]) -> list[int]:
+    ranks = {}
+    for group in set(groups):
+        members = [i for i in range(len(values)) if groups[i] == group]
+        members.sort(key=lambda i: highest_first(values[i], i))
+        ranks.update({i: rank for rank, i in enumerate(members)})
+    return [ranks[i] for i in range(len(values))]
+
+
+def slow_hierarchical_local_rank(
+    values: Sequence[float], groups: Sequence[int], partitions: Sequence[int]
+) -> list[int]:
+    in_group = slow_local_rank(values, list(zip(partitions, groups, strict=True)))
+    ranks = {}
+    for partition in set(partitions):
+        members = [i for i in range(len(values)) if partitions[i] == partition]
+        members.sort(key=lambda i: (in_group[i], highest_first(values[i], i)))
+        ranks.update({i: rank for rank, i in enumerate(members)})
+    return [ranks[i] for i in range(len(values))]
+
+
+def slow_iou(box1: Sequence[float], box2: Sequence[float]) -> float:
+    if any(map(math.isnan, [*box1, *box2])):
+        return 0.0
+    width = max(min(box1[2], box2[2]) - max(box1[0], box2[0]), 0)
+    height = max(min(box1[3], box2[3]) - max(box1[1], box2[1]), 0)
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (box1, box2)]
+    union = sum(areas) - width * height
+    return width * height / union if union > 0 else 0.0
+
+
+def slow_nms_groups(
+    boxes: Sequence[Sequence[float]],
+    scores: Sequence[float],
+    threshold: float,
+    partitions: Sequence[int],
+) -> list[int]:
+    kept: list[int] = []
+    heads = {}
+    for i in sorted(range(len(scores)), key=lambda i: highest_first(scores[i], i)):
+        for k in kept:
+            if partitions[k] == partitions[i] and slow_iou(boxes[k], boxes[i]) > threshold:
+                heads[i] = k
+                break
+        else:
+            heads[i] = i
+            kept.append(i)
+    return [heads[i] for i in range(len(scores))]
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, groups and partitions."""
+    rows = draw(st.lists(st.tuples(VALUES | st.floats(width=16), IDS, IDS), max_size=12))
+    values, groups, partitions = zip(*rows, strict=True) if rows else ((), (), ())
+    return (
+        tensor(values, dtype=draw(st.sampled_from(DTYPES))),
+        tensor(groups, dtype=torch.int64),
+        tensor(partitions, dtype=torch.int64),
+    )
+
+
+@st.composite
+def distinct_samples(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples whose values are different whole numbers."""
+    values = draw(st.lists(st.integers(-99, 99), unique=True, min_size=1, max_size=12))
+    ids = st.lists(st.integers(0, 2), min_size=len(values), max_size=len(values))
+    return tensor(values, dtype=torch.float32), tensor(draw(ids)), tensor(draw(ids))
+
+
+@st.composite
+def detections(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, scores and partitions; boxes without area and NaN among them."""
+    start, length = st.integers(0, 4), st.integers(0, 4)
+    rows = draw(
+        st.lists(
+            st.tuples(
+                *(start, start, length, length),
+                *(VALUES, st.sampled_from([-5, 3])),
+                st.sampled_from([None] * 8 + [0, 1, 2, 3]),
+            ),
+            max_size=10,
+        )
+    )
+    boxes = torch.zeros(len(rows), 4, dtype=draw(st.sampled_from(DTYPES)))
+    for box, (x, y, width, height, _, _, broken) in zip(boxes, rows, strict=True):
+        box[:] = tensor([x, y, x + width, y + height])
+        if broken is not None:
+            box[broken] = math.nan
+    scores = tensor([row[4] for row in rows], dtype=draw(st.sampled_from(DTYPES)))
+    return boxes, scores, tensor([row[5] for row in rows], dtype=torch.int64)
+
+
+def random_boxes(*shape: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Crowded boxes and their scores, some of them equal."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(*shape, 2, generator=generator) * 60
+    sizes = torch.rand(*shape, 2, generator=generator) * 30 + 10
+    scores = torch.randint(0, 200, shape, generator=generator) / 200
+    return torch.cat([corners, corners + sizes], dim=-1), scores
+
+
+def row_of_boxes(length: int) -> Tensor:
+    """Each overlaps its neighbours with IoU 3/5, and the next but one with 1/3."""
+    x = torch.arange(length, dtype=torch.float32) * 2
+    return torch.stack([x, torch.zeros(length), x + 8, torch.ones(length)], dim=1)
+
+
+# Ranks
+
+
+@given(samples())
+def test_local_rank_is_that_of_a_loop_over_groups(sample):
+    values, groups, _ = sample
+    expected = slow_local_rank(values.tolist(), groups.tolist())
+    assert_close(local_rank(values, groups), tensor(expected, dtype=torch.int64))
+
+
+@given(samples())
+def test_hlr_is_that_of_a_loop_over_partitions_and_groups(sample):
+    expected = slow_hierarchical_local_rank(*(t.tolist() for t in sample))
+    assert_close(hierarchical_local_rank(*sample), tensor(expected, dtype=torch.int64))
+
+
+@given(samples())
+def test_hlr_without_partitions_ranks_all_together(sample):
+    values, groups, _ = sample
+    expected = hierarchical_local_rank(values, groups, torch.full_like(groups, 7))
+    assert_close(hierarchical_local_rank(values, groups), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])
+def test_groups_and_partitions_may_be_of_any_integer_type(dtype):
+    values = tensor([0.1, 0.4, 0.3, 0.2])
+    groups, partitions = tensor([1, 1, 0, 0], dtype=dtype), tensor([5, 5, 5, 9], dtype=dtype)
+    assert_close(local_rank(values, groups), tensor([1, 0, 0, 1]))
+    assert_close(hierarchical_local_rank(values, groups, partitions), tensor([2, 0, 1, 0]))
+
+
+def test_ranks_of_the_example_in_the_talk_are_d_c_a_e_b():
+    names = ["A", "B", "C", "D", "E"]
+    values = tensor([0.6, 0.5, 0.8, 0.9, 0.55])
+    ranks = hierarchical_local_rank(values, tensor([1, 1, 1, 2, 2]))
+    assert [names[i] for i in ranks.argsort()] == ["D", "C", "A", "E", "B"]
+
+
+@given(samples())
+def test_hlr_is_a_permutation_in_each_partition(sample):
+    ranks = hierarchical_local_rank(*sample)
+    for partition in sample[2].unique():
+        of_partition = ranks[sample[2] == partition]
+        assert_close(of_partition.sort().values, torch.arange(len(of_partition)))
+
+
+@given(samples())
+def test_the_best_of_each_group_come_before_the_second_best_of_any(sample):
+    values, groups, partitions = sample
+    ranks = hierarchical_local_rank(*sample)
+    for partition in partitions.unique():
+        members = partitions == partition
+        in_group = local_rank(values[members], groups[members])
+        by_rank = in_group[ranks[members].argsort()]
+        assert_close(by_rank, by_rank.sort().values)
+
+
+@given(
+    samples(),
+    st.sampled_from([lambda x: 3 * x - 7, lambda x: x**3 + x, lambda x: torch.atan(x / 99)]),
+)
+def test_only_the_order_of_values_matters(sample, increase):
+    values, groups, partitions = sample
+    # Whole numbers small enough for each change to be strict; equal values stay equal.
+    values = values.double().nan_to_num(posinf=99, neginf=-99).clamp(-99, 99).round()
+    expected = hierarchical_local_rank(values, groups, partitions)
+    assert_close(hierarchical_local_rank(increase(values), groups, partitions), expected)
+
+
+@given(distinct_samples(), st.randoms(use_true_random=False))
+def test_shuffled_samples_of_distinct_values_keep_their_ranks(sample, random):
+    order = tensor(random.sample(range(len(sample[0])), len(sample[0])))
+    shuffled = hierarchical_local_rank(*(t[order] for t in sample))
+    assert_close(shuffled, hierarchical_local_rank(*sample)[order])
+
+
+@pytest.mark.parametrize("num_groups", [1, 1000, 100_000])
+def test_values_that_differ_in_the_last_digit_are_told_apart_among_100k_samples(num_groups):
+    n = 100_000
+    half = tensor(0.5).view(torch.int32)
+    neighbours = (half + torch.arange(n, dtype=torch.int32)).view(torch.float32)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    # The n-th group holds the n-th highest of every num_groups values, so that the sequence by
+    # local rank, then by value, is that by value alone.
+    position = torch.arange(n).flip(0)
+    ranks = hierarchical_local_rank(neighbours[order], (position % num_groups)[order])
+    assert_close(ranks, position[order])
+
+
+def positives_of_images(classes_of_images: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
+    """Samples of three objects an image, with groups of their own in each."""
+    generator = torch.Generator().manual_seed(0)
+    images = []
+    for i, classes in enumerate(classes_of_images):
+        objects = torch.randint(0, 3, (12,), generator=generator)
+        images.append(
+            {
+                "values": torch.rand(12, generator=generator),
+                "groups": 3 * i + objects,
+                "partitions": tensor(classes)[objects],
+            }
+        )
+    return images
+
+
+def rank_images(images: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+    batch = {name: torch.cat([image[name] for image in images]) for name in images[0]}
+    return list(hierarchical_local_rank(**batch).split(12))
+
+
+def test_ranks_of_two_images_stay_when_14_images_of_other_classes_join_them():
+    images = positives_of_images([(0, 1, 0), (1, 0, 1)] + [(2, 3, 4)] * 14)
+    assert_close(rank_images(images)[:2], rank_images(images[:2]))
+    assert_close(rank_images(images[::-1])[:-3:-1], rank_images(images[:2]))
+
+
+def test_ranks_do_not_depend_on_the_order_of_images():
+    images = positives_of_images([(0, 1, 0), (1, 0, 1), (1, 1, 0), (0, 0, 0), (2, 1, 0)])
+    ranks = rank_images(images)
+    order = [3, 0, 4, 1, 2]
+    assert_close(rank_images([images[i] for i in order]), [ranks[i] for i in order])
+
+
+def test_ranks_carry_no_gradient():
+    values = tensor([0.1, 0.2], requires_grad=True)
+    assert not local_rank(values, tensor([0, 0])).requires_grad
+    assert not hierarchical_local_rank(values, tensor([0, 0])).requires_grad
+
+
+@pytest.mark.parametrize(
+    "shapes", [[(3,), (2,)], [(2, 2), (2, 2)], [(1,), (3,)], [(), ()], [(3,), (3, 1)]]
+)
+def test_ranks_of_tensors_that_do_not_fit_together_are_refused(shapes):
+    values, groups = torch.zeros(shapes[0]), torch.zeros(shapes[1], dtype=torch.int64)
+    with pytest.raises(ValueError, match="'groups': "):
+        local_rank(values, groups)
+    with pytest.raises(ValueError, match="'groups': "):
+        hierarchical_local_rank(values, groups)
+
+
+def test_partitions_of_another_length_are_refused():
+    ids = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="'partitions': \\(2,\\)"):
+        hierarchical_local_rank(torch.zeros(3), ids, ids[:2])
+
+
+# IoU and NMS groups
+
+
+@given(detections())
+def test_iou_of_all_pairs_is_that_of_a_loop(detection):
+    boxes = detection[0]
+    ious = box_iou(boxes[:, None], boxes[None])
+    expected = [slow_iou(a, b) for a in boxes.tolist() for b in boxes.tolist()]
+    assert ious.dtype == torch.promote_types(boxes.dtype, torch.float32)
+    assert_close(ious, tensor(expected, dtype=ious.dtype).view(ious.shape))
+    assert_close(box_iou(boxes, boxes), ious.diagonal())
+
+
+def test_iou_of_half_precision_boxes_does_not_overflow():
+    boxes = tensor([[0, 0, 1000, 1000], [0, 0, 1000, 500]], dtype=torch.float16)
+    assert_close(box_iou(boxes[0], boxes[1]), tensor(0.5))
+
+
+@given(detections(), THRESHOLDS)
+def test_nms_groups_are_those_of_a_greedy_loop(detection, threshold):
+    boxes, scores, partitions = detection
+    expected = slow_nms_groups(
+        boxes.tolist(), scores.tolist(), threshold, partitions=partitions.tolist()
+    )
+    groups = nms_groups(boxes, scores, threshold, partitions)
+    assert_close(groups, tensor(expected, dtype=torch.int64))
+
+
+@given(detections(), THRESHOLDS)
+def test_nms_groups_without_partitions_are_those_of_one_partition(detection, threshold):
+    boxes, scores, partitions = detection
+    expected = nms_groups(boxes, scores, threshold, torch.full_like(partitions, -3))
+    assert_close(nms_groups(boxes, scores, threshold), expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_that_head_a_group_are_those_that_torchvision_keeps(seed):
+    boxes, scores = random_boxes(300, seed=seed)
+    heads = nms_groups(boxes, scores, 0.5)
+    assert_close(heads.unique(), nms(boxes, scores, 0.5).sort().values)
+    assert_close(heads[heads], heads)
+
+
+@pytest.mark.parametrize("leading", [(5,), (2, 3), (0,), (2, 0)])
+def test_nms_groups_of_leading_dimensions_are_those_of_each_image_alone(leading):
+    boxes, scores = random_boxes(*leading, 40, seed=0)
+    partitions = torch.randint(0, 3, scores.shape, generator=torch.Generator().manual_seed(0))
+    groups = nms_groups(boxes, scores, 0.3, partitions)
+    assert groups.shape == scores.shape
+    for index in product(*map(range, leading)):
+        alone = nms_groups(boxes[index], scores[index], 0.3, partitions[index])
+        assert_close(groups[index], alone)
+
+
+def test_boxes_without_area_or_with_nan_are_alone():
+    boxes = tensor([[0, 0, 9, 9], [4, 4, 4, 8], [4, 4, 4, 8], [9, 9, 0, 0], [0, 0, 9, math.nan]])
+    groups = nms_groups(boxes, tensor([0.1, 0.9, 0.8, 0.7, 0.6]), 0.0)
+    assert_close(groups, torch.arange(5))
+
+
+def test_a_box_of_nan_score_heads_no_group_of_better_boxes():
+    boxes = tensor([[0.0, 0, 9, 9]]).expand(3, 4)
+    assert_close(nms_groups(boxes, tensor([math.nan, -math.inf, 0.1]), 0.5), tensor([2, 2, 2]))
+
+
+def test_boxes_at_the_threshold_stay_apart():
+    boxes = tensor([[0.0, 0, 4, 4], [0.0, 0, 4, 2]])
+    assert_close(nms_groups(boxes, tensor([0.9, 0.8]), 0.5), tensor([0, 1]))
+    assert_close(nms_groups(boxes, tensor([0.9, 0.8]), 0.49), tensor([0, 0]))
+
+
+def test_a_box_that_several_overlap_joins_the_highest_scored():
+    boxes = row_of_boxes(3)
+    assert_close(nms_groups(boxes, tensor([0.7, 0.1, 0.8]), 0.5), tensor([0, 2, 2]))
+
+
+def test_nms_groups_carry_no_gradient():
+    boxes, scores = random_boxes(5, seed=0)
+    assert not nms_groups(boxes.requires_grad_(), scores.requires_grad_(), 0.5).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "partitions"),
+    [((3, 4), (2,), None), ((3, 5), (3,), None), ((2, 3, 4), (3,), None), ((3, 4), (3,), (2,))],
+)
+def test_nms_groups_of_tensors_that_do_not_fit_together_are_refused(boxes, scores, partitions):
+    partitions = None if partitions is None else torch.zeros(partitions, dtype=torch.int64)
+    with pytest.raises(ValueError, match="Expected boxes"):
+        nms_groups(torch.zeros(boxes), torch.zeros(scores), 0.5, partitions)
+
+
+# The bound on suppression chains
+
+
+@st.composite
+def suppressions(draw: st.DrawFn) -> Tensor:
+    """Bool (N, N), True only above the diagonal."""
+    n = draw(st.integers(1, 9))
+    cells = draw(st.lists(st.booleans(), min_size=n * n, max_size=n * n))
+    return tensor(cells).view(n, n).triu(diagonal=1)
+
+
+@given(suppressions())
+def test_suppression_is_greedy(suppresses):
+    kept: list[bool] = []
+    for j in range(len(suppresses)):
+        kept.append(not any(kept[i] and suppresses[i, j] for i in range(j)))
+    assert hlr._greedily_kept(suppresses, max_chain=None).tolist() == kept
+
+
+@given(suppressions(), st.integers(1, 5))
+def test_bounded_suppression_is_exact_for_chains_up_to_the_bound(suppresses, max_chain):
+    chain: list[int] = []
+    for j in range(len(suppresses)):
+        chain.append(1 + max((chain[i] for i in range(j) if suppresses[i, j]), default=0))
+    settled = tensor(chain) <= max_chain
+    bounded = hlr._greedily_kept(suppresses, max_chain)
+    assert_close(bounded[settled], hlr._greedily_kept(suppresses, max_chain=None)[settled])
+
+
+def test_a_row_of_boxes_up_to_the_bound_on_a_gpu_is_clustered_exactly():
+    n = hlr._MAX_CHAIN_ON_GPU
+    suppresses = torch.ones(n - 1, dtype=torch.bool).diag(1)
+    assert_close(hlr._greedily_kept(suppresses, n), torch.arange(n) % 2 == 0)
+
+
+@pytest.mark.parametrize("bound", [1, 2, 3, 4])
+def test_every_box_beyond_the_bound_is_alone_or_joins_a_better_one_that_overlaps_it(
+    monkeypatch, bound
+):
+    crowd, crowd_scores = random_boxes(200, seed=0)
+    boxes = torch.cat([row_of_boxes(40) + 100, crowd])
+    scores = torch.cat([torch.arange(40, 0, -1) / 40, crowd_scores])
+    partitions = torch.arange(240) % 3 // 2
+    partitions[:40] = 0
+    exact = nms_groups(boxes, scores, 0.5, partitions)
+    keep = hlr._greedily_kept
+    monkeypatch.setattr(hlr, "_greedily_kept", lambda suppresses, _: keep(suppresses, bound))
+    heads = nms_groups(boxes, scores, 0.5, partitions)
+    assert not torch.equal(heads, exact)
+    for i, head in enumerate(heads.tolist()):
+        if head != i:
+            assert partitions[head] == partitions[i]
+            assert (-scores[head], head) < (-scores[i], i)
+            assert slow_iou(boxes[head].tolist(), boxes[i].tolist()) > 0.5
