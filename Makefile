@@ -13,8 +13,9 @@ help: ## list the targets
 setup: .venv/installed ## create .venv with torch, Detectron2 0.6, this package and its tools
 	@echo "Ready: .venv"
 
+train: export DETECTRON2_DATASETS = datasets
 train: .venv/installed ## train a small detector of digits and draw what it finds
-	@DETECTRON2_DATASETS=datasets $(BIN)/python train_net.py \
+	@$(BIN)/python train_net.py \
 		--config-file configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml OUTPUT_DIR output/digits
 	@$(BIN)/python projects/ShowDetections/show_detections.py output/digits
 

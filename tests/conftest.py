@@ -1,7 +1,41 @@
+from collections.abc import Callable
+
 import pisa_d2  # noqa: F401  # isort: skip  (Detectron2 0.6 cannot be imported before it)
 
+import pytest
+import torch
 from hypothesis import settings
+from torch import Tensor
 
 # The same examples on every run and machine.
 settings.register_profile("pisa_d2", derandomize=True, deadline=None, max_examples=100)
 settings.load_profile("pisa_d2")
+
+HOST_COPIES = {
+    *("__bool__", "__float__", "__index__", "__int__", "cpu", "equal", "item", "masked_select"),
+    *("nonzero", "numpy", "tolist", "unique"),
+}
+
+
+class TensorAsOnGPU(Tensor):
+    is_cuda = True
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in ("__getitem__", "__setitem__"):
+            index = args[1] if isinstance(args[1], tuple) else args[1:2]
+            copies = any(isinstance(i, Tensor) and i.dtype == torch.bool for i in index)
+        else:
+            copies = name in HOST_COPIES
+        assert not copies, f"{name} would copy from the GPU to the host"
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+@pytest.fixture(scope="session")
+def as_on_gpu() -> Callable[[Tensor], Tensor]:
+    """
+    Lets a tensor of the CPU, and what is computed from it, go the way of those on a GPU: what
+    would copy it to the host fails.
+    """
+    return lambda t: t.as_subclass(TensorAsOnGPU)

@@ -1,6 +1,9 @@
 """What several tests build: small models, batches and samples."""
 
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pisa_d2  # isort: skip  (before Detectron2, which it readies)
 
@@ -10,6 +13,15 @@ from detectron2.structures import Boxes, Instances
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SIZE = (96, 128)
+
+
+def load_script(path: str) -> ModuleType:
+    """Import a script of this repository by its path."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def load_cfg(name: str, *opts: object) -> CfgNode:

@@ -16,7 +16,7 @@ from pisa_d2.hlr import box_iou, hierarchical_local_rank, local_rank, nms_groups
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 # Few numbers, so that ties are the rule.
 VALUES = st.sampled_from([math.nan, math.inf, -math.inf, -2.0, -0.0, 0.0, 0.25, 0.5, 1.0])
-IDS = st.sampled_from([-(2**63), -1, 0, 1, 2**63 - 1]) | st.integers(-(2**63), 2**63 - 1)
+INT64 = st.sampled_from([-(2**63), -1, 0, 1, 2**63 - 1]) | st.integers(-(2**63), 2**63 - 1)
 # Dyadic: the rounding of an IoU cannot move it across the threshold.
 THRESHOLDS = st.sampled_from([0.0, 0.25, 0.5, 0.75])
 
@@ -78,7 +78,9 @@ def slow_nms_groups(
 @st.composite
 def samples(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
     """Values, groups and partitions."""
-    rows = draw(st.lists(st.tuples(VALUES | st.floats(width=16), IDS, IDS), max_size=12))
+    few_ids = st.lists(INT64, min_size=1, max_size=3, unique=True).map(st.sampled_from)
+    row = st.tuples(VALUES, draw(few_ids), draw(few_ids))
+    rows = draw(st.lists(row, max_size=12))
     values, groups, partitions = zip(*rows, strict=True) if rows else ((), (), ())
     return (
         tensor(values, dtype=draw(st.sampled_from(DTYPES))),
@@ -154,6 +156,14 @@ def test_hlr_without_partitions_ranks_all_together(sample):
     values, groups, _ = sample
     expected = hierarchical_local_rank(values, groups, torch.full_like(groups, 7))
     assert_close(hierarchical_local_rank(values, groups), expected)
+
+
+def test_nan_of_either_sign_ranks_below_minus_infinity():
+    nan = tensor(math.nan)
+    values = torch.stack([nan, -nan, tensor(-math.inf), tensor(1.0), nan])
+    expected = tensor([2, 3, 1, 0, 4])
+    assert_close(local_rank(values, torch.zeros(5).long()), expected)
+    assert_close(hierarchical_local_rank(values, torch.zeros(5).long()), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])
@@ -256,6 +266,17 @@ def test_ranks_do_not_depend_on_the_order_of_images():
     assert_close(rank_images([images[i] for i in order]), [ranks[i] for i in order])
 
 
+def test_ties_go_to_the_lower_index_among_many():
+    n = 10_000
+    values, index = torch.arange(n) % 3 / 3, torch.arange(n)
+    by_value = sorted(range(n), key=lambda i: (-(i % 3), i))
+    expected = torch.empty_like(index).scatter_(0, tensor(by_value), index)
+    one_group = torch.zeros_like(index)
+    assert_close(local_rank(values, one_group), expected)
+    assert_close(hierarchical_local_rank(values, one_group), expected)
+    assert_close(hierarchical_local_rank(values, index), expected)
+
+
 def test_ranks_carry_no_gradient():
     values = tensor([0.1, 0.2], requires_grad=True)
     assert not local_rank(values, tensor([0, 0])).requires_grad
@@ -285,11 +306,11 @@ def test_partitions_of_another_length_are_refused():
 @given(detections())
 def test_iou_of_all_pairs_is_that_of_a_loop(detection):
     boxes = detection[0]
-    ious = box_iou(boxes[:, None], boxes[None])
+    ious = box_iou(boxes[:, None], boxes[None]).nan_to_num(0)
     expected = [slow_iou(a, b) for a in boxes.tolist() for b in boxes.tolist()]
     assert ious.dtype == torch.promote_types(boxes.dtype, torch.float32)
     assert_close(ious, tensor(expected, dtype=ious.dtype).view(ious.shape))
-    assert_close(box_iou(boxes, boxes), ious.diagonal())
+    assert_close(box_iou(boxes, boxes).nan_to_num(0), ious.diagonal())
 
 
 def test_iou_of_half_precision_boxes_does_not_overflow():
@@ -344,6 +365,11 @@ def test_a_box_of_nan_score_heads_no_group_of_better_boxes():
     assert_close(nms_groups(boxes, tensor([math.nan, -math.inf, 0.1]), 0.5), tensor([2, 2, 2]))
 
 
+def test_the_lowest_index_of_many_equal_boxes_heads_their_group():
+    boxes, scores = tensor([[0.0, 0, 9, 9]]).expand(600, 4), torch.arange(600) % 3 / 3
+    assert_close(nms_groups(boxes, scores, 0.5), torch.full((600,), 2))
+
+
 def test_boxes_at_the_threshold_stay_apart():
     boxes = tensor([[0.0, 0, 4, 4], [0.0, 0, 4, 2]])
     assert_close(nms_groups(boxes, tensor([0.9, 0.8]), 0.5), tensor([0, 1]))
@@ -375,10 +401,10 @@ def test_nms_groups_of_tensors_that_do_not_fit_together_are_refused(boxes, score
 
 @st.composite
 def suppressions(draw: st.DrawFn) -> Tensor:
-    """Bool (N, N), True only above the diagonal."""
+    """(N, N) of 0 and 1, the latter only above the diagonal."""
     n = draw(st.integers(1, 9))
-    cells = draw(st.lists(st.booleans(), min_size=n * n, max_size=n * n))
-    return tensor(cells).view(n, n).triu(diagonal=1)
+    cells = draw(st.lists(st.integers(0, 1), min_size=n * n, max_size=n * n))
+    return tensor(cells, dtype=torch.float32).view(n, n).triu(diagonal=1)
 
 
 @given(suppressions())
@@ -386,7 +412,7 @@ def test_suppression_is_greedy(suppresses):
     kept: list[bool] = []
     for j in range(len(suppresses)):
         kept.append(not any(kept[i] and suppresses[i, j] for i in range(j)))
-    assert hlr._greedily_kept(suppresses, max_chain=None).tolist() == kept
+    assert_close(hlr._greedily_kept(suppresses, max_chain=None).bool(), tensor(kept))
 
 
 @given(suppressions(), st.integers(1, 5))
@@ -399,16 +425,8 @@ def test_bounded_suppression_is_exact_for_chains_up_to_the_bound(suppresses, max
     assert_close(bounded[settled], hlr._greedily_kept(suppresses, max_chain=None)[settled])
 
 
-def test_a_row_of_boxes_up_to_the_bound_on_a_gpu_is_clustered_exactly():
-    n = hlr._MAX_CHAIN_ON_GPU
-    suppresses = torch.ones(n - 1, dtype=torch.bool).diag(1)
-    assert_close(hlr._greedily_kept(suppresses, n), torch.arange(n) % 2 == 0)
-
-
 @pytest.mark.parametrize("bound", [1, 2, 3, 4])
-def test_every_box_beyond_the_bound_is_alone_or_joins_a_better_one_that_overlaps_it(
-    monkeypatch, bound
-):
+def test_each_box_beyond_the_bound_joins_itself_or_a_head_that_suppresses_it(monkeypatch, bound):
     crowd, crowd_scores = random_boxes(200, seed=0)
     boxes = torch.cat([row_of_boxes(40) + 100, crowd])
     scores = torch.cat([torch.arange(40, 0, -1) / 40, crowd_scores])
@@ -419,8 +437,35 @@ def test_every_box_beyond_the_bound_is_alone_or_joins_a_better_one_that_overlaps
     monkeypatch.setattr(hlr, "_greedily_kept", lambda suppresses, _: keep(suppresses, bound))
     heads = nms_groups(boxes, scores, 0.5, partitions)
     assert not torch.equal(heads, exact)
+    assert_close(heads[heads], heads)
     for i, head in enumerate(heads.tolist()):
         if head != i:
             assert partitions[head] == partitions[i]
             assert (-scores[head], head) < (-scores[i], i)
             assert slow_iou(boxes[head].tolist(), boxes[i].tolist()) > 0.5
+
+
+# On a GPU
+
+
+def test_ranks_are_made_without_copies_to_the_host(as_on_gpu):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(50, generator=generator)
+    groups, partitions = torch.randint(0, 5, (2, 50), generator=generator)
+    ranks = local_rank(as_on_gpu(values), groups)
+    assert_close(ranks.as_subclass(Tensor), local_rank(values, groups))
+    ranks = hierarchical_local_rank(as_on_gpu(values), as_on_gpu(groups), as_on_gpu(partitions))
+    assert_close(ranks.as_subclass(Tensor), hierarchical_local_rank(values, groups, partitions))
+
+
+def test_nms_groups_are_made_without_copies_to_the_host(as_on_gpu):
+    boxes, scores = random_boxes(3, 60, seed=0)
+    partitions = torch.arange(60).expand(3, 60) % 2
+    groups = nms_groups(as_on_gpu(boxes), as_on_gpu(scores), 0.3, as_on_gpu(partitions))
+    assert_close(groups.as_subclass(Tensor), nms_groups(boxes, scores, 0.3, partitions))
+
+
+def test_chains_of_32_boxes_are_followed_on_a_gpu(as_on_gpu):
+    scores = torch.arange(32, 0, -1) / 32
+    groups = nms_groups(as_on_gpu(row_of_boxes(32)), as_on_gpu(scores), 0.5)
+    assert_close(groups.as_subclass(Tensor), torch.arange(32) // 2 * 2)

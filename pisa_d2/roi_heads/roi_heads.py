@@ -38,12 +38,18 @@ class PISAMixin(ROIHeads):
             pass
 
     The heads' ``FastRCNNOutputLayers`` becomes a :class:`PISAFastRCNNOutputLayers` of the same
-    weights; a box predictor of any other class is left as it is, with a warning.
+    weights; a box predictor of any other class is left as it is, with a warning. The heads must
+    have one ``box_predictor``.
     """
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *args: Any, **kwargs: Any) -> dict[str, Any]:
         ret = super().from_config(cfg, *args, **kwargs)
+        if "box_predictor" not in ret:
+            raise TypeError(
+                f"{cls.__name__} has no single box_predictor, which PISAMixin replaces. Heads with "
+                "one for each stage, such as CascadeROIHeads, are not supported."
+            )
         ret["box_predictor"] = cls._with_pisa(cfg, ret["box_predictor"])
         return ret
 

@@ -71,15 +71,21 @@ def read_result(run: Run) -> dict[str, Any] | None:
 
 
 def train(run: Run, threads: int) -> None:
+    """
+    Raises:
+        RuntimeError: the run failed; names its log.
+    """
     run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / "train.log").open("a") as log:
-        subprocess.run(
+    path = run.folder / "train.log"
+    with path.open("a") as log:
+        result = subprocess.run(
             run.command(),
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            check=True,
         )
+    if result.returncode != 0:
+        raise RuntimeError(f"{run.strategy}, seed {run.seed}, failed: see the end of '{path}'.")
 
 
 def markdown_table(results: list[dict[str, Any]]) -> str:
@@ -111,10 +117,13 @@ def main() -> None:
 
     missing = [run for run in runs if read_result(run) is None]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    with ThreadPoolExecutor(args.jobs) as pool:
+    pool = ThreadPoolExecutor(args.jobs)
+    try:
         done = pool.map(lambda run: train(run, threads), missing)
         for _ in tqdm(done, desc="runs", initial=len(runs) - len(missing), total=len(runs)):
             pass
+    finally:  # a failed run, or Ctrl-C, starts no other
+        pool.shutdown(cancel_futures=True)
 
     results = [result for run in runs if (result := read_result(run))]
     path = args.results or output / "results.csv"

@@ -95,6 +95,12 @@ def test_samples_of_an_image_where_none_is_ranked_have_rank_0():
     )
 
 
+@given(st.lists(images(), min_size=1, max_size=4))
+def test_ranks_are_the_same_on_a_gpu_without_copies_to_the_host(as_on_gpu, batch):
+    on_gpu = rank([Image(*map(as_on_gpu, image)) for image in batch])
+    assert_close([ranks.as_subclass(Tensor) for ranks in on_gpu], rank(batch))
+
+
 def test_what_is_not_finite_in_samples_that_are_not_ranked_disturbs_no_other():
     (image,) = random_images([6])
     broken = Image(

@@ -5,6 +5,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads, build_model
+from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -233,6 +234,15 @@ def test_a_box_predictor_of_another_class_stays_with_a_warning(caplog):
         heads = roi_heads(PISAOwnHeads)
     assert type(heads.box_predictor) is OwnPredictor
     assert "PISAOwnHeads keeps its box predictor OwnPredictor" in caplog.text
+
+
+def test_heads_without_a_single_box_predictor_are_refused():
+    class PISACascade(PISAMixin, CascadeROIHeads):
+        pass
+
+    opts = ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True]
+    with pytest.raises(TypeError, match="PISACascade has no single box_predictor"):
+        roi_heads(PISACascade, *opts)
 
 
 def test_heads_are_registered_under_their_name():

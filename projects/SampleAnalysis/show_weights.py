@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""
+Draw what each positive of one training image counts: in plain training, under ISR-P and in CARL.
+Reads the folder that a run of train_net.py with PISA wrote.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import pisa_d2  # isort: skip  (before Detectron2, which it readies)
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from pisa_d2.hlr import box_iou
+from pisa_d2.reweighting import carl_weights
+from pisa_d2.roi_heads.fast_rcnn import OBJECT_FIELD, positive_weights
+
+HIGHEST = 3.0  # weight at the end of the colour scale
+
+
+@dataclass
+class Positives:
+    """The positives of one image: (P, 4) regressed boxes in pixels, and (P,) each."""
+
+    boxes: np.ndarray
+    ious: np.ndarray
+    isr_p: np.ndarray
+    carl: np.ndarray
+
+
+def load_model(output_dir: Path) -> tuple[CfgNode, torch.nn.Module]:
+    cfg = get_cfg()
+    pisa_d2.add_pisa_config(cfg)
+    cfg.merge_from_file(str(output_dir / "config.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    DetectionCheckpointer(model, save_dir=str(output_dir)).resume_or_load("", resume=True)
+    return cfg, model
+
+
+@torch.no_grad()
+def weigh_positives(model: torch.nn.Module, inputs: dict) -> Positives:
+    """
+    Args:
+        model: a GeneralizedRCNN with PISA's heads.
+        inputs: one image with instances, as the model is trained on.
+    """
+    model.train()
+    heads = model.roi_heads
+    predictor = heads.box_predictor
+    with EventStorage():
+        images = model.preprocess_image([inputs])
+        features = model.backbone(images.tensor)
+        targets = [inputs["instances"]]
+        proposals, _ = model.proposal_generator(images, features, targets)
+        sampled = heads.label_and_sample_proposals(proposals, targets)[0]
+    positives = sampled[sampled.gt_classes < heads.num_classes]
+    pooled = heads.box_pooler(
+        [features[name] for name in heads.box_in_features], [positives.proposal_boxes]
+    )
+    predictions = predictor(heads.box_head(pooled))
+    boxes = predictor.predict_boxes_for_gt_classes(predictions, [positives])[0]
+    ious = box_iou(boxes, positives.gt_boxes.tensor)
+    classes = positives.gt_classes
+    losses = predictor.classification_losses(predictions[0], classes)
+    probs = predictor.predict_probs(predictions, [positives])[0].gather(1, classes[:, None])[:, 0]
+    isr, carl = predictor.isr_p, predictor.carl
+    weights = positive_weights(isr, ious, positives.get(OBJECT_FIELD), classes, losses)
+    return Positives(
+        boxes.numpy(),
+        ious.numpy(),
+        weights.numpy(),
+        carl_weights(probs, carl.gamma, carl.beta).numpy(),
+    )
+
+
+def draw(image: np.ndarray, positives: Positives, path: Path) -> None:
+    panels = {
+        "plain: every positive counts 1": np.ones(len(positives.boxes)),
+        "ISR-P: the best of each object count most": positives.isr_p,
+        "CARL: the surest count most in the box loss": positives.carl,
+    }
+    figure = Figure(figsize=(15, 4.4), dpi=100, layout="constrained")
+    scale = ScalarMappable(Normalize(0, HIGHEST), "plasma")
+    axes_of_panels = figure.subplots(1, len(panels))
+    for axes, (title, weights) in zip(axes_of_panels, panels.items(), strict=True):
+        axes.imshow(image, alpha=0.6)
+        axes.set_axis_off()
+        axes.set_title(title)
+        axes.set_xlim(0, image.shape[1])
+        axes.set_ylim(image.shape[0], 0)
+        for i in np.argsort(weights):
+            x0, y0, x1, y1 = positives.boxes[i]
+            color = scale.to_rgba(weights[i])
+            width = 0.6 + 1.2 * min(weights[i], HIGHEST)
+            axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=color, lw=width))
+    figure.colorbar(scale, ax=axes_of_panels, label="weight", extend="max", shrink=0.8)
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=" ".join(__doc__.split()))
+    parser.add_argument("output_dir", type=Path, help="OUTPUT_DIR of a run with PISA")
+    parser.add_argument("--image", type=int, default=0, help="index in the test data set")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampler")
+    args = parser.parse_args()
+
+    cfg, model = load_model(args.output_dir)
+    record = DatasetCatalog.get(cfg.DATASETS.TEST[0])[args.image]
+    resize = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    inputs = DatasetMapper(cfg, is_train=True, augmentations=[resize])(record)
+    torch.manual_seed(args.seed)
+    positives = weigh_positives(model, inputs)
+    image = inputs["image"].permute(1, 2, 0).numpy()
+    path = args.output_dir / "weights.png"
+    draw(image[:, :, ::-1] if cfg.INPUT.FORMAT == "BGR" else image, positives, path)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

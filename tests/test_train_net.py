@@ -1,0 +1,72 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+from pisa_d2.data import make_digits
+
+SMALL = [
+    *("MODEL.DEVICE", "cpu", "SEED", "1", "MODEL.FPN.OUT_CHANNELS", "32"),
+    *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "2", "TEST.EXPECTED_RESULTS", "[]"),
+]
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    make_digits(root, num_train=12, num_val=4)
+    return root
+
+
+def train_net(datasets, output, *words):
+    command = [
+        *(sys.executable, str(ROOT / "train_net.py")),
+        *("--config-file", str(ROOT / "configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml")),
+        *(*words, *SMALL, "OUTPUT_DIR", str(output)),
+    ]
+    env = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
+    result = subprocess.run(command, env=env, cwd=output.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
+
+
+def read_metrics(output):
+    return [json.loads(line) for line in (output / "metrics.json").open()]
+
+
+def test_a_run_trains_evaluates_resumes_and_is_evaluated_again(datasets, tmp_path):
+    output = tmp_path / "run"
+    train_net(datasets, output, "SOLVER.MAX_ITER", "20")
+    metrics = read_metrics(output)
+    steps = next(line for line in metrics if line.get("iteration") == 19)
+    assert {"loss_cls", "loss_box_reg", "loss_carl", "pisa/positive_iou"} <= steps.keys()
+    assert steps["pisa/positive_iou_weighted"] >= steps["pisa/positive_iou"]
+    evaluation = next(line for line in metrics if "bbox/AP" in line)
+    assert 0 <= evaluation["bbox/AP50"] <= 100
+    assert list(output.glob("events.out.tfevents.*"))
+    assert (output / "inference" / "coco_instances_results.json").is_file()
+
+    printed = train_net(datasets, output, "--resume", "SOLVER.MAX_ITER", "25")
+    assert "Starting training from iteration 20" in printed
+    assert max(line["iteration"] for line in read_metrics(output)) == 25
+
+    weights = str(output / "model_final.pth")
+    printed = train_net(datasets, tmp_path / "eval", "--eval-only", "MODEL.WEIGHTS", weights)
+    last = [line for line in read_metrics(output) if "bbox/AP" in line][-1]
+    scores = [last[f"bbox/{name}"] for name in ("AP", "AP50", "AP75")]
+    assert "copypaste: " + ",".join(f"{score:.4f}" for score in scores) in printed
+
+
+def test_a_data_set_that_cannot_be_evaluated_names_the_types_that_can():
+    from detectron2.data import MetadataCatalog
+    from helpers import load_cfg, load_script
+
+    MetadataCatalog.get("of_unknown_type").set(evaluator_type="unheard_of")
+    trainer = load_script("train_net.py").Trainer
+    cfg = load_cfg("BCCD/faster_rcnn_R_18_FPN.yaml")
+    with pytest.raises(NotImplementedError, match="'unheard_of'.*'coco'.*'lvis'"):
+        trainer.build_evaluator(cfg, "of_unknown_type")
