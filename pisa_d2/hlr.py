@@ -135,7 +135,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         boxes1, boxes2: floating (*, 4), XYXY in pixels.
 
     Returns:
-        (*), in float32 at least; 0 where the union has no area.
+        (*), in float32 at least; 0 where the union has no area, NaN where a coordinate is NaN.
     """
     # Coordinates apart in memory: all pairs of 512 boxes take a tenth of the time.
     x1, y1, x2, y2 = at_least_float32(boxes1).movedim(-1, 0).contiguous()

@@ -40,7 +40,7 @@ def preserve_total(weights: Tensor, losses: Tensor) -> Tensor:
         w' = w * sum(losses) / sum(w * losses)
 
     Args:
-        weights: floating (N,), at least 0.
+        weights: floating (N,), in [0, 1].
         losses: floating (N,), at least 0.
 
     Returns:
@@ -69,7 +69,11 @@ def carl_weights(probs: Tensor, gamma: float, beta: float) -> Tensor:
     Returns:
         (N,), of mean 1.
     """
-    # At p = beta = 0 a gamma below 1 has no finite gradient, and the sum may be 0.
-    tiny = torch.finfo(torch.float32).tiny
-    values = ((1 - beta) * at_least_float32(probs) + beta).clamp(min=tiny) ** gamma
-    return values * (values.numel() / values.sum().clamp(min=tiny))
+    base = (1 - beta) * at_least_float32(probs) + beta
+    if base.numel() == 0:
+        return base
+    # Relative to the highest, which changes no weight: with beta 0, powers and sums of very small
+    # probabilities would underflow, and a gamma below 1 has no finite gradient at 0.
+    base = base.clamp(min=torch.finfo(base.dtype).tiny)
+    values = (base / base.detach().max()) ** gamma
+    return values * (values.numel() / values.sum())

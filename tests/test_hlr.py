@@ -135,9 +135,6 @@ def row_of_boxes(length: int) -> Tensor:
     return torch.stack([x, torch.zeros(length), x + 8, torch.ones(length)], dim=1)
 
 
-# Ranks
-
-
 @given(samples())
 def test_local_rank_is_that_of_a_loop_over_groups(sample):
     values, groups, _ = sample
@@ -172,6 +169,19 @@ def test_groups_and_partitions_may_be_of_any_integer_type(dtype):
     groups, partitions = tensor([1, 1, 0, 0], dtype=dtype), tensor([5, 5, 5, 9], dtype=dtype)
     assert_close(local_rank(values, groups), tensor([1, 0, 0, 1]))
     assert_close(hierarchical_local_rank(values, groups, partitions), tensor([2, 0, 1, 0]))
+
+
+def test_huge_groups_and_partitions_are_told_apart():
+    values = tensor([0.4, 0.3, 0.2, 0.1])
+    for ids in (tensor([2**62, 0, 2**62, 0]), tensor([2**62, 2**62 + 1] * 2)):
+        assert_close(local_rank(values, ids), tensor([0, 0, 1, 1]))
+        assert_close(hierarchical_local_rank(values, ids // 4, ids), tensor([0, 0, 1, 1]))
+
+
+def test_the_same_group_in_two_partitions_is_two_groups():
+    values, groups = tensor([0.9, 0.8, 0.7, 0.6, 0.5]), tensor([1, 1, 1, 1, 2])
+    ranks = hierarchical_local_rank(values, groups, tensor([0, 0, 1, 1, 1]))
+    assert_close(ranks, tensor([0, 1, 0, 2, 1]))
 
 
 def test_ranks_of_the_example_in_the_talk_are_d_c_a_e_b():
@@ -300,9 +310,6 @@ def test_partitions_of_another_length_are_refused():
         hierarchical_local_rank(torch.zeros(3), ids, ids[:2])
 
 
-# IoU and NMS groups
-
-
 @given(detections())
 def test_iou_of_all_pairs_is_that_of_a_loop(detection):
     boxes = detection[0]
@@ -396,9 +403,6 @@ def test_nms_groups_of_tensors_that_do_not_fit_together_are_refused(boxes, score
         nms_groups(torch.zeros(boxes), torch.zeros(scores), 0.5, partitions)
 
 
-# The bound on suppression chains
-
-
 @st.composite
 def suppressions(draw: st.DrawFn) -> Tensor:
     """(N, N) of 0 and 1, the latter only above the diagonal."""
@@ -445,7 +449,9 @@ def test_each_box_beyond_the_bound_joins_itself_or_a_head_that_suppresses_it(mon
             assert slow_iou(boxes[head].tolist(), boxes[i].tolist()) > 0.5
 
 
-# On a GPU
+def test_chains_of_any_length_are_followed_on_the_cpu():
+    groups = nms_groups(row_of_boxes(90), torch.arange(90, 0, -1) / 90, 0.5)
+    assert_close(groups, torch.arange(90) // 2 * 2)
 
 
 def test_ranks_are_made_without_copies_to_the_host(as_on_gpu):

@@ -16,9 +16,6 @@ BETAS = st.sampled_from([0.0, 0.2, 0.5, 1.0])
 RANKS = st.lists(st.integers(0, 30), max_size=12)
 
 
-# Importance
-
-
 @given(RANKS, st.integers(31, 99), GAMMAS, BETAS)
 def test_importance_weights_follow_the_equation(ranks, n_max, gamma, beta):
     expected = [((1 - beta) * (n_max - rank) / n_max + beta) ** gamma for rank in ranks]
@@ -26,13 +23,13 @@ def test_importance_weights_follow_the_equation(ranks, n_max, gamma, beta):
     assert_close(weights, tensor(expected, dtype=torch.float32))
 
 
-@given(st.lists(st.integers(1, 999), min_size=1, max_size=9), GAMMAS, BETAS)
+@given(st.lists(st.integers(0, 999), min_size=1, max_size=9), GAMMAS, BETAS)
 def test_rank_0_weighs_1_and_all_weights_are_between_0_and_1(counts, gamma, beta):
     n_max = tensor(counts)
     assert_close(
         importance_weights(torch.zeros_like(n_max), n_max, gamma, beta), torch.ones(len(counts))
     )
-    last = importance_weights(n_max - 1, n_max, gamma, beta)
+    last = importance_weights((n_max - 1).clamp(min=0), n_max, gamma, beta)
     assert ((last >= 0) & (last <= 1)).all()
 
 
@@ -55,13 +52,16 @@ def test_each_rank_may_be_measured_by_a_number_of_its_own():
     assert_close(importance_weights(ranks, tensor(4), 1, 0), importance_weights(ranks, 4, 1, 0))
 
 
+@pytest.mark.parametrize("n_max", [1, 3])
+def test_ranks_beyond_the_number_have_the_least_weight(n_max):
+    weights = importance_weights(tensor([n_max, n_max + 1, 9]), n_max, gamma=0.5, beta=0.25)
+    assert_close(weights, torch.full((3,), 0.5))
+
+
 def test_no_ranks_have_no_weights():
     none = torch.zeros(0, dtype=torch.int64)
     for n_max in (0, none):
         assert_close(importance_weights(none, n_max, 2, 0), torch.zeros(0))
-
-
-# Totals
 
 
 def total(weights: Tensor, losses: Tensor) -> Tensor:
@@ -105,6 +105,10 @@ def test_losses_that_no_factor_fits_weigh_all_alike(value):
         assert_close(preserve_total(weights, tensor([1.0, value, 2.0])), torch.ones(3))
 
 
+def test_weighted_losses_that_overflow_weigh_all_alike():
+    assert_close(preserve_total(tensor([3e38, 1.0]), tensor([2.0, 1.0])), torch.ones(2))
+
+
 def test_losses_that_only_samples_of_no_weight_have_weigh_all_alike():
     assert_close(preserve_total(tensor([1.0, 0.0]), tensor([0.0, 5.0])), torch.ones(2))
 
@@ -125,9 +129,6 @@ def test_half_precision_totals_do_not_overflow():
 
 def test_no_losses_have_no_weights():
     assert_close(preserve_total(torch.zeros(0), torch.zeros(0)), torch.zeros(0))
-
-
-# Classification-aware regression loss
 
 
 def carl_gradient(probs: Tensor, losses: Tensor, gamma: float, beta: float) -> Tensor:
@@ -195,6 +196,18 @@ def test_carl_with_gamma_0_or_beta_1_is_the_plain_box_loss(gamma, beta):
     probs = tensor([0.0, 0.1, 0.5, 1.0])
     assert_close(carl_weights(probs, gamma, beta), torch.ones(4))
     assert_close(carl_gradient(probs, torch.arange(4.0), gamma, beta), torch.zeros(4))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1, 2])
+@pytest.mark.parametrize("probs", [[1e-30], [1e-15], [0.0, 0.0], [1e-20, 1e-21]])
+def test_carl_without_beta_stands_the_smallest_probabilities(probs, gamma):
+    probs = tensor(probs)
+    losses = torch.arange(1.0, len(probs) + 1)
+    assert_close(carl_weights(probs, gamma, 0).mean(), tensor(1.0))
+    gradient = carl_gradient(probs.requires_grad_(), losses, gamma, 0)
+    assert gradient.isfinite().all()
+    if len(probs) == 1:  # a single weight is 1 whatever its probability
+        assert_close(gradient, torch.zeros(1))
 
 
 @pytest.mark.parametrize("gamma", [0.3, 0.5, 1.0, 2.0])

@@ -92,7 +92,7 @@ def draw(image: np.ndarray, positives: Positives, path: Path) -> None:
         "ISR-P: the best of each object count most": positives.isr_p,
         "CARL: the surest count most in the box loss": positives.carl,
     }
-    figure = Figure(figsize=(15, 4.4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(15, 3.8), dpi=100, layout="constrained")
     scale = ScalarMappable(Normalize(0, HIGHEST), "plasma")
     axes_of_panels = figure.subplots(1, len(panels))
     for axes, (title, weights) in zip(axes_of_panels, panels.items(), strict=True):
