@@ -95,19 +95,10 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
             return super().losses(predictions, proposals)
 
         scores, deltas = predictions
-        if proposals:
-            gt_classes = cat([p.gt_classes for p in proposals])
-            proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals])
-            # The proposals of an image without objects are all negative: any box serves.
-            gt_boxes = cat(
-                [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
-            )
-        else:
-            gt_classes = torch.zeros(0, dtype=torch.int64, device=scores.device)
-            proposal_boxes = gt_boxes = deltas.new_zeros(0, 4)
+        gt_classes, proposal_boxes, gt_boxes = _gather_targets(proposals, deltas)
         _log_classification_stats(scores, gt_classes)
 
-        # The only copy to the host, which the stock losses make too.
+        # Copies to the host, as the stock losses do; nothing below does.
         positives = nonzero_tuple((gt_classes >= 0) & (gt_classes < self.num_classes))[0]
         pos_classes, pos_boxes = gt_classes[positives], proposal_boxes[positives]
         pos_gt_boxes = gt_boxes[positives]
@@ -151,8 +142,8 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
         }
         if self.carl is not None:
             carl = carl_weights(pos_probs, self.carl.gamma, self.carl.beta)
-            losses["loss_carl"] = (carl * box_losses).sum() / normalizer
-            losses["loss_carl"] *= self.carl.loss_weight
+            loss_carl = (carl * box_losses).sum() / normalizer
+            losses["loss_carl"] = self.carl.loss_weight * loss_carl
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     def classification_losses(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
@@ -260,6 +251,19 @@ def negative_weights(
     weights = preserve_total(weights, losses * negative)
     log_negatives(scores, negative, eligible, weights, len(num_samples))
     return weights
+
+
+def _gather_targets(proposals: list[Instances], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Classes (R,), proposal boxes (R, 4) and boxes of the matched objects (R, 4)."""
+    if not proposals:
+        return like.new_zeros(0, dtype=torch.int64), like.new_zeros(0, 4), like.new_zeros(0, 4)
+    classes = cat([p.gt_classes for p in proposals])
+    boxes = cat([p.proposal_boxes.tensor for p in proposals])
+    # The proposals of an image without objects are all negative: any box serves.
+    gt_boxes = cat(
+        [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+    )
+    return classes, boxes, gt_boxes
 
 
 def _matched_objects(proposals: list[Instances], device: torch.device) -> Tensor:
