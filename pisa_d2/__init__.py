@@ -3,6 +3,17 @@
 from . import compat  # noqa: F401  # isort: skip  (must come before anything of Detectron2)
 from . import data  # noqa: F401
 from .config import add_pisa_config
+from .matcher import PROPOSAL_MATCHER_REGISTRY
 from .roi_heads import PISAFastRCNNOutputLayers, PISAMixin, PISAROIHeads
+from .samplers import PROPOSAL_SAMPLER_REGISTRY, Candidates, ProposalSampler
 
-__all__ = ["PISAFastRCNNOutputLayers", "PISAMixin", "PISAROIHeads", "add_pisa_config"]
+__all__ = [
+    "PROPOSAL_MATCHER_REGISTRY",
+    "PROPOSAL_SAMPLER_REGISTRY",
+    "Candidates",
+    "PISAFastRCNNOutputLayers",
+    "PISAMixin",
+    "PISAROIHeads",
+    "ProposalSampler",
+    "add_pisa_config",
+]

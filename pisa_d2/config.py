@@ -6,7 +6,26 @@ from detectron2.config import CfgNode as CN
 
 
 def add_pisa_config(cfg: CN) -> None:
-    """Add the keys of Prime Sample Attention, with the published settings, to ``cfg`` in place."""
+    """Add the keys of this package, with the published settings, to ``cfg`` in place."""
+    # How proposals are matched to objects: a name in PROPOSAL_MATCHER_REGISTRY.
+    cfg.MODEL.ROI_HEADS.PROPOSAL_MATCHER = "IoUMatcher"
+
+    # How proposals are chosen for training: names in PROPOSAL_SAMPLER_REGISTRY. How many is up to
+    # Detectron2's BATCH_SIZE_PER_IMAGE and POSITIVE_FRACTION.
+    cfg.MODEL.ROI_HEADS.POSITIVE_SAMPLER = CN()
+    cfg.MODEL.ROI_HEADS.POSITIVE_SAMPLER.NAME = "RandomSampler"
+    cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER = CN()
+    cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.NAME = "RandomSampler"
+
+    # IoUBalancedSampler: bins from 0 to the background threshold. At least 1.
+    cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.IOU_BALANCED = CN()
+    cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.IOU_BALANCED.NUM_BINS = 3
+    # The bins begin at this IoU instead, if it is not negative, and FLOOR_FRACTION (in [0, 1]) of
+    # the negatives come from below it; at 0, from those that overlap nothing.
+    cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_THRESH = -1.0
+    cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_FRACTION = 0.0
+
+    # Prime Sample Attention, https://arxiv.org/abs/1904.04821
     cfg.MODEL.PISA = CN()
 
     # Importance-based sample reweighting of the classification loss. A sample of rank r (from 0)
@@ -42,7 +61,11 @@ def add_pisa_config(cfg: CN) -> None:
     cfg.MODEL.PISA.CARL.LOSS_WEIGHT = 1.0
 
 
-def _check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """
+    Raises:
+        ValueError: ``value`` is not a finite number in [low, high]; names the key and the range.
+    """
     if not low <= value <= high or math.isinf(value):
         allowed = f"in [{low:g}, {high:g}]" if high < math.inf else f"finite and at least {low:g}"
         raise ValueError(f"{name.upper()} = {value!r} is not allowed: it must be {allowed}.")
@@ -62,8 +85,8 @@ class ISR:
     beta: float
 
     def __post_init__(self) -> None:
-        _check_range("gamma", self.gamma, 0)
-        _check_range("beta", self.beta, 0, 1)
+        check_range("gamma", self.gamma, 0)
+        check_range("beta", self.beta, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -78,8 +101,8 @@ class NegativeISR(ISR):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_range("nms_thresh", self.nms_thresh, 0, 1)
-        _check_range("score_thresh", self.score_thresh, 0, 1)
+        check_range("nms_thresh", self.nms_thresh, 0, 1)
+        check_range("score_thresh", self.score_thresh, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -97,9 +120,9 @@ class CARL:
     loss_weight: float
 
     def __post_init__(self) -> None:
-        _check_range("gamma", self.gamma, 0)
-        _check_range("beta", self.beta, 0, 1)
-        _check_range("loss_weight", self.loss_weight, 0)
+        check_range("gamma", self.gamma, 0)
+        check_range("beta", self.beta, 0, 1)
+        check_range("loss_weight", self.loss_weight, 0)
 
 
 T = TypeVar("T", ISR, NegativeISR, CARL)

@@ -11,7 +11,14 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from helpers import IMAGE_SIZE, random_batch, random_boxes, small_cfg, switch
 
-from pisa_d2 import PISAFastRCNNOutputLayers, PISAMixin, PISAROIHeads, add_pisa_config
+from pisa_d2 import (
+    PROPOSAL_SAMPLER_REGISTRY,
+    PISAFastRCNNOutputLayers,
+    PISAMixin,
+    PISAROIHeads,
+    ProposalSampler,
+    add_pisa_config,
+)
 from pisa_d2.hlr import box_iou, hierarchical_local_rank
 from pisa_d2.roi_heads.fast_rcnn import OBJECT_FIELD
 from pisa_d2.roi_heads.roi_heads import with_object_ids
@@ -203,6 +210,71 @@ def test_ranks_of_two_images_stay_when_images_of_other_classes_join_in_any_order
     for num_images in range(2, 17):
         order = torch.randperm(num_images, generator=torch.Generator().manual_seed(num_images))
         assert ranks_in_first_two(order.tolist()) == expected
+
+
+SAMPLERS = ["RandomSampler", "InstanceBalancedSampler", "IoUBalancedSampler"]
+
+
+@pytest.mark.parametrize("positive", SAMPLERS)
+@pytest.mark.parametrize("negative", SAMPLERS)
+@pytest.mark.parametrize("pisa", [[], ALL_OFF])
+def test_any_positive_sampler_trains_with_any_negative_one(positive, negative, pisa):
+    names = {"POSITIVE_SAMPLER": positive, "NEGATIVE_SAMPLER": negative}
+    opts = [x for kind, name in names.items() for x in (f"MODEL.ROI_HEADS.{kind}.NAME", name)]
+    losses = losses_of(build(*opts, *pisa), random_batch([3, 0, 5]))
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_iou_balanced_sampling_takes_less_background():
+    def share_of_overlapping(sampler):
+        torch.manual_seed(0)
+        targets = [sample["instances"] for sample in random_batch([2, 3])]
+        proposals = proposals_around(targets, torch.Generator().manual_seed(0))
+        for p in proposals:  # among many that lie anywhere
+            p.proposal_boxes.tensor[10:] = random_boxes(len(p) - 10, torch.Generator())
+        name = "MODEL.ROI_HEADS.NEGATIVE_SAMPLER.NAME"
+        heads = roi_heads(PISAROIHeads, name, sampler, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16)
+        sampled = heads.label_and_sample_proposals(proposals, targets)
+        negatives = [p[p.gt_classes == heads.num_classes] for p in sampled]
+        ious = [
+            box_iou(p.proposal_boxes.tensor[:, None], t.gt_boxes.tensor[None]).amax(dim=1)
+            for p, t in zip(negatives, targets, strict=True)
+        ]
+        return (torch.cat(ious) > 0.05).float().mean()
+
+    assert share_of_overlapping("IoUBalancedSampler") > share_of_overlapping("RandomSampler")
+
+
+def test_ignored_proposals_are_never_chosen():
+    opts = ["MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.3, 0.7], "MODEL.ROI_HEADS.IOU_LABELS", [0, -1, 1]]
+    targets = [sample["instances"] for sample in random_batch([3, 4])]
+    proposals = proposals_around(targets, torch.Generator().manual_seed(0))
+    sampled = roi_heads(PISAROIHeads, *opts).label_and_sample_proposals(proposals, targets)
+    for p, t in zip(sampled, targets, strict=True):
+        ious = box_iou(p.proposal_boxes.tensor[:, None], t.gt_boxes.tensor[None]).amax(dim=1)
+        assert ((ious < 0.3) | (ious >= 0.7)).all()
+        assert torch.equal(p.gt_classes < 3, ious >= 0.7)
+
+
+def test_a_sampler_from_outside_the_package_is_named_in_the_config():
+    @PROPOSAL_SAMPLER_REGISTRY.register()
+    class SmallestFirstSampler(ProposalSampler):
+        def __call__(self, candidates, num):
+            width, height = (candidates.boxes[:, 2:] - candidates.boxes[:, :2]).T
+            return (width * height).argsort()[:num]
+
+    targets = [sample["instances"] for sample in random_batch([3])]
+    proposals = proposals_around(targets, torch.Generator().manual_seed(0))
+    name = "MODEL.ROI_HEADS.NEGATIVE_SAMPLER.NAME"
+    opts = [name, "SmallestFirstSampler", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"]
+    chosen, all_ = (
+        roi_heads(PISAROIHeads, *opts, size).label_and_sample_proposals(proposals, targets)[0]
+        for size in (8, 512)
+    )
+    areas = [p.proposal_boxes.area()[p.gt_classes == 3] for p in (chosen, all_)]
+    assert torch.equal(areas[0].sort().values, areas[1].sort().values[: len(areas[0])])
+    PROPOSAL_SAMPLER_REGISTRY._obj_map.pop("SmallestFirstSampler")
 
 
 def test_the_mixin_turns_any_roi_heads_into_pisa_heads():
