@@ -8,6 +8,8 @@ from helpers import ROOT, load_cfg
 
 from pisa_d2 import add_pisa_config
 from pisa_d2.config import CARL, ISR, NegativeISR, pisa_settings
+from pisa_d2.matcher import build_proposal_matcher
+from pisa_d2.samplers import build_proposal_sampler
 
 CONFIGS = sorted(str(p.relative_to(ROOT / "configs")) for p in ROOT.glob("configs/**/*.yaml"))
 PLAIN = [c for c in CONFIGS if not Path(c).name.startswith(("Base", "pisa"))]
@@ -45,6 +47,31 @@ def test_every_key_is_read():
     for name in read:
         value = not new_cfg().MODEL.PISA.ISR_P.ENABLED if name.endswith("ENABLED") else 0.25
         assert pisa_settings(new_cfg(f"MODEL.PISA.{name}", value)) != pisa_settings(new_cfg())
+
+
+def test_every_key_of_the_samplers_is_read():
+    def describe(cfg):
+        matcher = build_proposal_matcher(cfg)
+        samplers = [build_proposal_sampler(cfg, f"{k}_SAMPLER") for k in ("POSITIVE", "NEGATIVE")]
+        return [(type(part), vars(part)) for part in (matcher, *samplers)]
+
+    heads = "MODEL.ROI_HEADS"
+    balanced = f"{heads}.NEGATIVE_SAMPLER.IOU_BALANCED"
+    base = [f"{heads}.NEGATIVE_SAMPLER.NAME", "IoUBalancedSampler"]
+    other = {
+        f"{heads}.POSITIVE_SAMPLER.NAME": "InstanceBalancedSampler",
+        f"{heads}.NEGATIVE_SAMPLER.NAME": "RandomSampler",
+        f"{balanced}.NUM_BINS": 5,
+        f"{balanced}.FLOOR_THRESH": 0.1,
+        f"{balanced}.FLOOR_FRACTION": 0.5,
+    }
+    for key, value in other.items():
+        assert describe(new_cfg(*base, key, value)) != describe(new_cfg(*base)), key
+    with pytest.raises(ValueError, match="PROPOSAL_MATCHER"):
+        describe(new_cfg(f"{heads}.PROPOSAL_MATCHER", "none"))
+    added = dict(flatten(new_cfg())).keys() - dict(flatten(get_cfg())).keys()
+    samplers = {key for key in added if not key.startswith("MODEL.PISA.")}
+    assert samplers == {*other, f"{heads}.PROPOSAL_MATCHER"}
 
 
 def test_adding_the_keys_leaves_detectron2s_own_and_other_configs_alone():
