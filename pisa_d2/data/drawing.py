@@ -21,10 +21,10 @@ MIN_VISIBLE = 0.7  # share of a digit's ink that others leave uncovered
 MAX_IOU = 0.4  # of two digits' boxes
 
 _CROP_WIDTHS = (120, 240)  # pixels of a photograph that become W
-_SIZES = (14, 128)  # pixels, nominal height of a digit: from COCO's small to its large
+_SIZES = (20, 128)  # pixels, nominal height of a digit: from COCO's small to its large
 _COUNTS = (3, 9)  # digits that an image should get; there may not be room for all
 _EMPTY = 0.04  # share of images without any
-_CONTRASTS = (45, 160)  # grey levels between ink and the mean of what it is drawn on
+_CONTRASTS = (90, 190)  # grey levels between ink and the mean of what it is drawn on
 
 
 @dataclass(frozen=True)

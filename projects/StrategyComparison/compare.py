@@ -55,18 +55,16 @@ def read_grid(path: Path, output: Path) -> Iterator[Run]:
 
 
 def read_result(run: Run) -> dict[str, Any] | None:
-    """The last evaluation of a run and the seconds of a training step; None if it is not done."""
+    """The last evaluation of a run; None if it is not done."""
     path = run.folder / "metrics.json"
     lines = [json.loads(line) for line in path.open()] if path.is_file() else []
     evaluations = [line for line in lines if "bbox/AP" in line]
     if not evaluations:
         return None
-    steps = [line["time"] for line in lines if "time" in line]
     return {
         "strategy": run.strategy,
         "seed": run.seed,
         **{metric: round(evaluations[-1][f"bbox/{metric}"], 3) for metric in METRICS},
-        "seconds_a_step": round(statistics.median(steps), 4),
     }
 
 
@@ -128,7 +126,7 @@ def main() -> None:
     results = [result for run in runs if (result := read_result(run))]
     path = args.results or output / "results.csv"
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(results[0]))
+        writer = csv.DictWriter(file, fieldnames=list(results[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(results)
     print(markdown_table(results))
