@@ -119,7 +119,7 @@ def place_digits(scans: np.ndarray, sources: np.ndarray, rng: np.random.Generato
     if rng.random() < _EMPTY:
         return digits
     for source in rng.choice(sources, rng.integers(*_COUNTS, endpoint=True)):
-        size = np.exp(rng.uniform(*np.log(_SIZES)))  # as many from 14 to 28 as from 28 to 56
+        size = np.exp(rng.uniform(*np.log(_SIZES)))  # as many from 20 to 40 as from 40 to 80
         opacity = draw_digit(scans[source], size, angle=rng.uniform(-15, 15))
         height, width = opacity.shape
         for _ in range(20):
