@@ -8,6 +8,7 @@ config keys of pisa_d2 added.
 
 import logging
 import os
+import warnings
 from collections import OrderedDict
 
 import pisa_d2  # isort: skip  (readies Detectron2)
@@ -31,6 +32,9 @@ from detectron2.evaluation import (
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+
+# Of Detectron2 0.6's anchors and pooler; nothing that a user could mend.
+warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
 
 EVALUATORS = {
     "coco": lambda name, folder: [COCOEvaluator(name, output_dir=folder)],
