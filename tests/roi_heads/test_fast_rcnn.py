@@ -12,7 +12,12 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou, nms
 
 from pisa_d2.config import CARL, ISR, NegativeISR
-from pisa_d2.roi_heads.fast_rcnn import OBJECT_FIELD, PISAFastRCNNOutputLayers
+from pisa_d2.roi_heads.fast_rcnn import (
+    OBJECT_FIELD,
+    PISAFastRCNNOutputLayers,
+    negative_weights,
+    positive_weights,
+)
 
 NUM_CLASSES = 5
 TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
@@ -357,6 +362,23 @@ def test_a_part_that_is_switched_off_is_none():
     predictor = PISAFastRCNNOutputLayers(cfg, ShapeSpec(channels=8))
     assert predictor.isr_p is None and predictor.carl is None
     assert predictor.isr_n is not None
+
+
+def test_weights_are_made_without_copies_to_the_host(as_on_gpu):
+    generator = torch.Generator().manual_seed(0)
+    ious, losses = torch.rand(2, 40, generator=generator)
+    objects, classes = torch.randint(6, (40,), generator=generator), torch.arange(40) % 3
+    weights = positive_weights(PARTS["isr_p"], as_on_gpu(ious), objects, classes, losses)
+    expected = positive_weights(PARTS["isr_p"], ious, objects, classes, losses)
+    torch.testing.assert_close(weights.as_subclass(torch.Tensor), expected)
+
+    boxes, negative = random_boxes(40, generator), torch.arange(40) % 4 > 0
+    per_image = [15, 0, 25]
+    weights = negative_weights(
+        *(PARTS["isr_n"], as_on_gpu(ious), as_on_gpu(boxes), negative, losses, per_image)
+    )
+    expected = negative_weights(PARTS["isr_n"], ious, boxes, negative, losses, per_image)
+    torch.testing.assert_close(weights.as_subclass(torch.Tensor), expected)
 
 
 def test_scalars_show_the_method_every_20_iterations(storage):
