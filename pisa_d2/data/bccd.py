@@ -10,8 +10,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import load_voc_instances
+
+from .catalog import register_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +95,10 @@ def register_bccd(root: str | os.PathLike) -> None:
     """
     folder = Path(root).expanduser() / "BCCD"
     for split in SPLITS:
-        name = f"bccd_{split}"
-        DatasetCatalog.pop(name, None)
-        MetadataCatalog.pop(name, None)
-        DatasetCatalog.register(name, functools.partial(load_bccd, folder, split))
         # Without a json_file, COCOEvaluator converts the data set to COCO's format itself.
-        MetadataCatalog.get(name).set(thing_classes=list(CLASSES), evaluator_type="coco")
+        register_dataset(
+            f"bccd_{split}",
+            functools.partial(load_bccd, folder, split),
+            thing_classes=list(CLASSES),
+            evaluator_type="coco",
+        )

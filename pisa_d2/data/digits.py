@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from PIL import Image
 from tqdm import tqdm
 
 from . import drawing
+from .catalog import register_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -195,11 +195,9 @@ def register_digits(root: str | os.PathLike) -> None:
     """
     folder = Path(root).expanduser() / "digits"
     for split in _SPLITS:
-        name = f"digits_{split}"
-        DatasetCatalog.pop(name, None)
-        MetadataCatalog.pop(name, None)
-        DatasetCatalog.register(name, functools.partial(_load, folder, split))
-        MetadataCatalog.get(name).set(
+        register_dataset(
+            f"digits_{split}",
+            functools.partial(_load, folder, split),
             thing_classes=list(CLASSES),
             evaluator_type="coco",
             json_file=str(_json_file(folder, split)),
