@@ -3,6 +3,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from detectron2.config import CfgNode as CN
+from fvcore.common.registry import Registry
 
 
 def add_pisa_config(cfg: CN) -> None:
@@ -69,6 +70,19 @@ def check_range(name: str, value: float, low: float, high: float = math.inf) -> 
     if not low <= value <= high or math.isinf(value):
         allowed = f"in [{low:g}, {high:g}]" if high < math.inf else f"finite and at least {low:g}"
         raise ValueError(f"{name.upper()} = {value!r} is not allowed: it must be {allowed}.")
+
+
+def look_up(registry: Registry, key: str, name: str) -> Any:
+    """
+    What is registered as ``name``, the value of the config key ``key``.
+
+    Raises:
+        ValueError: nothing is; names the key and what there is to choose from.
+    """
+    if name not in registry:
+        choices = sorted(registered for registered, _ in registry)
+        raise ValueError(f"{key} = {name!r} is not known: choose one of {choices}.")
+    return registry.get(name)
 
 
 @dataclass(frozen=True)

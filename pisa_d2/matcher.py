@@ -5,6 +5,8 @@ from detectron2.modeling.matcher import Matcher
 from fvcore.common.registry import Registry
 from torch import Tensor
 
+from .config import look_up
+
 PROPOSAL_MATCHER_REGISTRY = Registry("PROPOSAL_MATCHER")
 PROPOSAL_MATCHER_REGISTRY.__doc__ = """
 What decides which object a proposal is matched to, and whether it is positive, negative or ignored.
@@ -57,9 +59,4 @@ def build_proposal_matcher(cfg: CfgNode) -> ProposalMatcher:
         ValueError: ``MODEL.ROI_HEADS.PROPOSAL_MATCHER`` is no registered name.
     """
     name = cfg.MODEL.ROI_HEADS.PROPOSAL_MATCHER
-    if name not in PROPOSAL_MATCHER_REGISTRY:
-        raise ValueError(
-            f"MODEL.ROI_HEADS.PROPOSAL_MATCHER = {name!r} is not known: choose one of "
-            f"{sorted(key for key, _ in PROPOSAL_MATCHER_REGISTRY)}."
-        )
-    return PROPOSAL_MATCHER_REGISTRY.get(name)(cfg)
+    return look_up(PROPOSAL_MATCHER_REGISTRY, "MODEL.ROI_HEADS.PROPOSAL_MATCHER", name)(cfg)

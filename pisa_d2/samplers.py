@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from fvcore.common.registry import Registry
 from torch import Tensor
 
-from .config import check_range
+from .config import check_range, look_up
 from .hlr import local_rank
 
 PROPOSAL_SAMPLER_REGISTRY = Registry("PROPOSAL_SAMPLER")
@@ -144,9 +144,4 @@ def build_proposal_sampler(cfg: CfgNode, kind: str) -> ProposalSampler:
         ValueError: its NAME is no registered one.
     """
     name = cfg.MODEL.ROI_HEADS[kind].NAME
-    if name not in PROPOSAL_SAMPLER_REGISTRY:
-        raise ValueError(
-            f"MODEL.ROI_HEADS.{kind}.NAME = {name!r} is not known: choose one of "
-            f"{sorted(key for key, _ in PROPOSAL_SAMPLER_REGISTRY)}."
-        )
-    return PROPOSAL_SAMPLER_REGISTRY.get(name)(cfg)
+    return look_up(PROPOSAL_SAMPLER_REGISTRY, f"MODEL.ROI_HEADS.{kind}.NAME", name)(cfg)
