@@ -38,7 +38,7 @@ class LoopedPISA(PISAFastRCNNOutputLayers):
         gt_classes = torch.cat([p.gt_classes for p in proposals])
         losses = FastRCNNOutputLayers.losses(self, predictions, proposals)
         cls_losses = F.cross_entropy(scores, gt_classes, reduction="none")
-        weights = torch.ones(len(scores))
+        weights = torch.ones_like(cls_losses)
         with torch.no_grad():
             self._weigh_positives(scores, deltas, proposals, cls_losses, weights)
             self._weigh_negatives(scores, deltas, proposals, cls_losses, weights)
