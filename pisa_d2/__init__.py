@@ -4,16 +4,24 @@ from . import compat  # noqa: F401  # isort: skip  (must come before anything of
 from . import data  # noqa: F401
 from .config import add_pisa_config
 from .matcher import PROPOSAL_MATCHER_REGISTRY
-from .roi_heads import PISAFastRCNNOutputLayers, PISAMixin, PISAROIHeads
+from .roi_heads import (
+    PISACascadeROIHeads,
+    PISAFastRCNNOutputLayers,
+    PISAMixin,
+    PISARes5ROIHeads,
+    PISAROIHeads,
+)
 from .samplers import PROPOSAL_SAMPLER_REGISTRY, Candidates, ProposalSampler
 
 __all__ = [
     "PROPOSAL_MATCHER_REGISTRY",
     "PROPOSAL_SAMPLER_REGISTRY",
     "Candidates",
+    "PISACascadeROIHeads",
     "PISAFastRCNNOutputLayers",
     "PISAMixin",
     "PISAROIHeads",
+    "PISARes5ROIHeads",
     "ProposalSampler",
     "add_pisa_config",
 ]

@@ -26,6 +26,26 @@ def add_pisa_config(cfg: CN) -> None:
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_THRESH = -1.0
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_FRACTION = 0.0
 
+    # ScoreHLRSampler: see ISR_N below, which takes this sampler's ranks instead of its own.
+    cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.SCORE_HLR = CN()
+    cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.SCORE_HLR.NMS_THRESH = 0.5
+    cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.SCORE_HLR.SCORE_THRESH = 0.05
+
+    # HardSampler, for both kinds: choose positives and negatives together, of all images of a
+    # process, by classification and box loss, as OHEM was published. POSITIVE_FRACTION then does
+    # not count.
+    cfg.MODEL.ROI_HEADS.HARD_SAMPLER = CN()
+    cfg.MODEL.ROI_HEADS.HARD_SAMPLER.JOINT = False
+    # JOINT: proposals of an image and class that overlap by more than this IoU give one sample,
+    # the hardest. In [0, 1].
+    cfg.MODEL.ROI_HEADS.HARD_SAMPLER.NMS_THRESH = 0.7
+
+    # Softmax focal loss, (1 - p) ** GAMMA times the cross entropy, in the box predictor.
+    cfg.MODEL.ROI_BOX_HEAD.FOCAL_LOSS = CN()
+    cfg.MODEL.ROI_BOX_HEAD.FOCAL_LOSS.ENABLED = False
+    # GAMMA >= 0: 0 is cross entropy.
+    cfg.MODEL.ROI_BOX_HEAD.FOCAL_LOSS.GAMMA = 2.0
+
     # Prime Sample Attention, https://arxiv.org/abs/1904.04821
     cfg.MODEL.PISA = CN()
 
@@ -169,3 +189,15 @@ def pisa_settings(cfg: CN) -> dict[str, Any]:
         "isr_n": _read(NegativeISR, cfg, "ISR_N"),
         "carl": _read(CARL, cfg, "CARL"),
     }
+
+
+def focal_gamma(cfg: CN) -> float | None:
+    """
+    The exponent of focal loss, None where it is switched off.
+
+    Raises:
+        ValueError: it is out of its range.
+    """
+    settings = cfg.MODEL.ROI_BOX_HEAD.FOCAL_LOSS
+    check_range("MODEL.ROI_BOX_HEAD.FOCAL_LOSS.GAMMA", settings.GAMMA, 0)
+    return settings.GAMMA if settings.ENABLED else None

@@ -19,7 +19,7 @@ from torch import Tensor
 _MAX_CHAIN_ON_GPU = 32
 
 
-def _descending_order(values: Tensor) -> Tensor:
+def descending_order(values: Tensor) -> Tensor:
     """Indices (*, N) that sort values from the highest down; NaN last, ties by index."""
     # The sign of a NaN survives negation and would decide its place in some sorts.
     keys = (-values.detach()).masked_fill(values.isnan(), float("nan"))
@@ -31,7 +31,7 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _refine_order(order: Tensor, keys: Tensor) -> Tensor:
+def refine_order(order: Tensor, keys: Tensor) -> Tensor:
     """Sort by ``keys``; samples of equal key stay in the sequence of ``order``."""
     return order[keys[order].sort(stable=True).indices]
 
@@ -77,7 +77,7 @@ def local_rank(values: Tensor, groups: Tensor) -> Tensor:
     _check_shapes(values=values, groups=groups)
     if values.numel() == 0:
         return torch.zeros_like(groups, dtype=torch.int64)
-    order = _refine_order(_descending_order(values), groups)
+    order = refine_order(descending_order(values), groups)
     return _inverse(order, _position_in_run(_run_starts(groups[order])))
 
 
@@ -109,20 +109,20 @@ def hierarchical_local_rank(
     _check_shapes(values=values, groups=groups, partitions=partitions)
     if values.numel() == 0:
         return torch.zeros_like(groups, dtype=torch.int64)
-    by_value = _descending_order(values)
-    order = _refine_order(by_value, groups)
+    by_value = descending_order(values)
+    order = refine_order(by_value, groups)
     if partitions is None:
         partition_ids = torch.zeros_like(order)
         in_group = _position_in_run(_run_starts(groups[order]))
     else:
-        order = _refine_order(order, partitions)
+        order = refine_order(order, partitions)
         starts = _run_starts(partitions[order])
         partition_ids = _inverse(order, starts.cumsum(dim=0) - 1)
         in_group = _position_in_run(_run_starts(partitions[order], groups[order]))
     # One integer key for (partition, local rank); the value decides between equal keys through
     # the stable sort, not by being added to the key, which would cost it its last digits.
     keys = partition_ids * len(order) + _inverse(order, in_group)
-    order = _refine_order(by_value, keys)
+    order = refine_order(by_value, keys)
     return _inverse(order, _position_in_run(_run_starts(partition_ids[order])))
 
 
@@ -202,7 +202,7 @@ def nms_groups(
         )
     if scores.numel() == 0:
         return torch.zeros_like(scores, dtype=torch.int64)
-    order = _descending_order(scores)
+    order = descending_order(scores)
     boxes = boxes.detach().gather(-2, order[..., None].expand_as(boxes))
     overlaps = box_iou(boxes[..., :, None, :], boxes[..., None, :, :]) > iou_threshold
     if partitions is not None:

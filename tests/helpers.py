@@ -44,6 +44,34 @@ def small_cfg(*opts: object) -> CfgNode:
     )
 
 
+# Overrides that make a small model of each kind of heads.
+HEADS: dict[str, list[object]] = {
+    "PISAROIHeads": [],
+    "PISARes5ROIHeads": [
+        *("MODEL.ROI_HEADS.NAME", "PISARes5ROIHeads"),
+        *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res4"]),
+        *("MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32, 64]]),
+        *("MODEL.RPN.IN_FEATURES", ["res4"], "MODEL.ROI_HEADS.IN_FEATURES", ["res4"]),
+    ],
+    "PISACascadeROIHeads": [
+        *("MODEL.ROI_HEADS.NAME", "PISACascadeROIHeads"),
+        *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
+    ],
+}
+
+
+def stock(name: str) -> list[object]:
+    """Overrides that take Detectron2's heads in the place of those of :data:`HEADS`."""
+    theirs = "StandardROIHeads" if name == "PISAROIHeads" else name.removeprefix("PISA")
+    return [*HEADS[name], "MODEL.ROI_HEADS.NAME", theirs]
+
+
+def sampled_by(positive: str, negative: str) -> list[object]:
+    """Overrides that name the samplers."""
+    names = {"POSITIVE_SAMPLER": positive, "NEGATIVE_SAMPLER": negative}
+    return [x for kind, name in names.items() for x in (f"MODEL.ROI_HEADS.{kind}.NAME", name)]
+
+
 def switch(isr_p: bool, isr_n: bool, carl: bool) -> list[object]:
     """Overrides that switch the three parts of PISA."""
     parts = {"ISR_P": isr_p, "ISR_N": isr_n, "CARL": carl}

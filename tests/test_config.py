@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from helpers import ROOT, load_cfg
+from helpers import ROOT, load_cfg, sampled_by
 
 from pisa_d2 import add_pisa_config
-from pisa_d2.config import CARL, ISR, NegativeISR, pisa_settings
+from pisa_d2.config import CARL, ISR, NegativeISR, focal_gamma, pisa_settings
 from pisa_d2.matcher import build_proposal_matcher
 from pisa_d2.samplers import build_proposal_sampler
 
@@ -49,29 +49,37 @@ def test_every_key_is_read():
         assert pisa_settings(new_cfg(f"MODEL.PISA.{name}", value)) != pisa_settings(new_cfg())
 
 
-def test_every_key_of_the_samplers_is_read():
+def test_every_key_of_the_samplers_and_the_loss_is_read():
     def describe(cfg):
         matcher = build_proposal_matcher(cfg)
         samplers = [build_proposal_sampler(cfg, f"{k}_SAMPLER") for k in ("POSITIVE", "NEGATIVE")]
-        return [(type(part), vars(part)) for part in (matcher, *samplers)]
+        return [(type(part), vars(part)) for part in (matcher, *samplers)] + [focal_gamma(cfg)]
 
-    heads = "MODEL.ROI_HEADS"
-    balanced = f"{heads}.NEGATIVE_SAMPLER.IOU_BALANCED"
-    base = [f"{heads}.NEGATIVE_SAMPLER.NAME", "IoUBalancedSampler"]
-    other = {
-        f"{heads}.POSITIVE_SAMPLER.NAME": "InstanceBalancedSampler",
-        f"{heads}.NEGATIVE_SAMPLER.NAME": "RandomSampler",
-        f"{balanced}.NUM_BINS": 5,
-        f"{balanced}.FLOOR_THRESH": 0.1,
-        f"{balanced}.FLOOR_FRACTION": 0.5,
+    heads, focal = "MODEL.ROI_HEADS", "MODEL.ROI_BOX_HEAD.FOCAL_LOSS"
+    negative = f"{heads}.NEGATIVE_SAMPLER"
+    balanced = [f"{negative}.NAME", "IoUBalancedSampler"]
+    hard = sampled_by("HardSampler", "HardSampler")
+    score_hlr = [f"{negative}.NAME", "ScoreHLRSampler"]
+    others = {
+        f"{heads}.POSITIVE_SAMPLER.NAME": ([], "InstanceBalancedSampler"),
+        f"{negative}.NAME": (balanced, "RandomSampler"),
+        f"{negative}.IOU_BALANCED.NUM_BINS": (balanced, 5),
+        f"{negative}.IOU_BALANCED.FLOOR_THRESH": (balanced, 0.1),
+        f"{negative}.IOU_BALANCED.FLOOR_FRACTION": (balanced, 0.5),
+        f"{negative}.SCORE_HLR.NMS_THRESH": (score_hlr, 0.1),
+        f"{negative}.SCORE_HLR.SCORE_THRESH": (score_hlr, 0.1),
+        f"{heads}.HARD_SAMPLER.JOINT": (hard, True),
+        f"{heads}.HARD_SAMPLER.NMS_THRESH": (hard, 0.1),
+        f"{focal}.ENABLED": ([], True),
+        f"{focal}.GAMMA": ([f"{focal}.ENABLED", True], 1.0),
     }
-    for key, value in other.items():
+    for key, (base, value) in others.items():
         assert describe(new_cfg(*base, key, value)) != describe(new_cfg(*base)), key
     with pytest.raises(ValueError, match="PROPOSAL_MATCHER"):
         describe(new_cfg(f"{heads}.PROPOSAL_MATCHER", "none"))
     added = dict(flatten(new_cfg())).keys() - dict(flatten(get_cfg())).keys()
-    samplers = {key for key in added if not key.startswith("MODEL.PISA.")}
-    assert samplers == {*other, f"{heads}.PROPOSAL_MATCHER"}
+    rest = {key for key in added if not key.startswith("MODEL.PISA.")}
+    assert rest == {*others, f"{heads}.PROPOSAL_MATCHER"}
 
 
 def test_adding_the_keys_leaves_detectron2s_own_and_other_configs_alone():

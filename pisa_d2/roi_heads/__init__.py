@@ -1,4 +1,10 @@
 from .fast_rcnn import PISAFastRCNNOutputLayers
-from .roi_heads import PISAMixin, PISAROIHeads
+from .roi_heads import PISACascadeROIHeads, PISAMixin, PISARes5ROIHeads, PISAROIHeads
 
-__all__ = ["PISAFastRCNNOutputLayers", "PISAMixin", "PISAROIHeads"]
+__all__ = [
+    "PISACascadeROIHeads",
+    "PISAFastRCNNOutputLayers",
+    "PISAMixin",
+    "PISAROIHeads",
+    "PISARes5ROIHeads",
+]

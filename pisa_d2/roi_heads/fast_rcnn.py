@@ -19,21 +19,26 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..config import CARL, ISR, NegativeISR, pisa_settings
+from ..config import CARL, ISR, NegativeISR, focal_gamma, pisa_settings
 from ..hlr import at_least_float32, box_iou, hierarchical_local_rank
+from ..ranking import largest_count, rank_negatives
 from ..reweighting import carl_weights, importance_weights, preserve_total
+from ..samplers import Predictions
 from .box_losses import box_regression_losses
-from .ranking import count, image_indices, rank_negatives
 from .statistics import log_negatives, log_positives
 
 # The field that carries the matched object to the proposals: unique over the images of a batch.
 OBJECT_FIELD = "gt_pisa_object"
+# The fields of samples whose sampler ranked them, see ProposalSampler.ranks.
+RANK_FIELD = "pisa_rank"
+MAX_RANK_FIELD = "pisa_n_max"
 
 
 class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
     """
-    The stock box predictor with the losses of Prime Sample Attention. Parameters and inference
-    are those of the stock one, and so are the losses when all parts are switched off.
+    The stock box predictor with the losses of Prime Sample Attention, and with focal loss.
+    Parameters and inference are those of the stock one, and so are the losses when all parts are
+    switched off.
     """
 
     @configurable
@@ -44,6 +49,7 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
         isr_p: ISR | None = None,
         isr_n: NegativeISR | None = None,
         carl: CARL | None = None,
+        focal_gamma: float | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -52,16 +58,26 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
             isr_p: reweighting of positives by IoU-HLR, None to leave it out.
             isr_n: reweighting of negatives by Score-HLR, None to leave it out.
             carl: the classification-aware regression loss, None to leave it out.
+            focal_gamma: exponent of softmax focal loss, None for cross entropy.
             kwargs: arguments of :class:`FastRCNNOutputLayers`.
+
+        Raises:
+            ValueError: ``focal_gamma`` is given with ``use_sigmoid_ce``.
         """
         super().__init__(input_shape, **kwargs)
+        if focal_gamma is not None and getattr(self, "use_sigmoid_ce", False):
+            raise ValueError(
+                "MODEL.ROI_BOX_HEAD.FOCAL_LOSS is of the softmax form: switch USE_SIGMOID_CE off."
+            )
         self.isr_p = isr_p
         self.isr_n = isr_n
         self.carl = carl
+        self.focal_gamma = focal_gamma
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        return {**super().from_config(cfg, input_shape), **pisa_settings(cfg)}
+        ours = {**pisa_settings(cfg), "focal_gamma": focal_gamma(cfg)}
+        return {**super().from_config(cfg, input_shape), **ours}
 
     @classmethod
     def from_stock(cls, cfg: CfgNode, stock: FastRCNNOutputLayers) -> "PISAFastRCNNOutputLayers":
@@ -91,7 +107,7 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
             ``loss_cls``, ``loss_box_reg`` and, where CARL is on, ``loss_carl``: scalars under the
             common normaliser R; 0, with a graph, where there is nothing to learn from.
         """
-        if self.isr_p is None and self.isr_n is None and self.carl is None:
+        if all(x is None for x in (self.isr_p, self.isr_n, self.carl, self.focal_gamma)):
             return super().losses(predictions, proposals)
 
         scores, deltas = predictions
@@ -102,7 +118,7 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
         positives = nonzero_tuple((gt_classes >= 0) & (gt_classes < self.num_classes))[0]
         pos_classes, pos_boxes = gt_classes[positives], proposal_boxes[positives]
         pos_gt_boxes = gt_boxes[positives]
-        pos_deltas = self._deltas_of_classes(deltas, positives, pos_classes)
+        pos_deltas = self._deltas_of_classes(deltas[positives], pos_classes)
         pos_probs = self._probs(scores[positives]).gather(1, pos_classes[:, None])[:, 0]
 
         cls_losses = self.classification_losses(scores, gt_classes)
@@ -128,11 +144,20 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
                 weights = weights.index_copy(0, positives, pos_weights)
             if self.isr_n is not None:
                 negative = gt_classes == self.num_classes
-                top_scores, top_boxes = self._top_detections(scores, deltas, proposal_boxes)
-                num_samples = [len(p) for p in proposals]
-                neg_weights = negative_weights(
-                    self.isr_n, top_scores, top_boxes, negative, cls_losses, num_samples
-                )
+                top_scores, top_classes = self._top_classes(scores)
+                ranked = negative & (top_scores > self.isr_n.score_thresh)
+                if proposals and proposals[0].has(RANK_FIELD):
+                    ranks = cat([p.get(RANK_FIELD) for p in proposals])
+                    n_max = cat([p.get(MAX_RANK_FIELD) for p in proposals])
+                else:
+                    boxes = self._regressed_boxes(deltas, proposal_boxes, top_classes)
+                    num_samples = [len(p) for p in proposals]
+                    ranks = rank_negatives(
+                        boxes, top_scores, ranked, num_samples, self.isr_n.nms_thresh
+                    )
+                    n_max = largest_count(negative, num_samples)
+                neg_weights = negative_weights(self.isr_n, ranks, n_max, negative, cls_losses)
+                log_negatives(top_scores, negative, ranked, neg_weights, len(proposals))
                 weights = torch.where(negative, neg_weights, weights)
 
         normalizer = max(gt_classes.numel(), 1.0)
@@ -149,7 +174,8 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
     def classification_losses(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
         """
         The stock classification loss (softmax, or sigmoid with or without federated loss on
-        Detectron2 main) before it is averaged.
+        Detectron2 main), or focal loss (https://arxiv.org/abs/1708.02002, over the softmax),
+        before it is averaged.
 
         Args:
             scores: logits (R, K + 1).
@@ -160,7 +186,12 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
         """
         scores = at_least_float32(scores)
         if not getattr(self, "use_sigmoid_ce", False):
-            return F.cross_entropy(scores, gt_classes, reduction="none")
+            losses = F.cross_entropy(scores, gt_classes, reduction="none")
+            if self.focal_gamma is None:
+                return losses
+            # 1 - p of the true class. The power of an exact 0 may have no finite gradient.
+            miss = (-torch.expm1(-losses)).clamp(min=torch.finfo(losses.dtype).tiny)
+            return miss**self.focal_gamma * losses
         targets = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(scores.dtype)
         losses = F.binary_cross_entropy_with_logits(scores[:, :-1], targets, reduction="none")
         if self.use_fed_loss:
@@ -180,19 +211,62 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
             return scores.sigmoid()
         return scores.softmax(dim=1)
 
-    def _deltas_of_classes(self, deltas: Tensor, rows: Tensor, classes: Tensor) -> Tensor:
+    @torch.no_grad()
+    def predict_candidates(
+        self,
+        predictions: tuple[Tensor, Tensor],
+        proposal_boxes: Tensor,
+        gt_boxes: Tensor,
+        gt_classes: Tensor,
+        with_box_losses: bool,
+    ) -> Predictions:
+        """
+        What samplers go by, of T candidates.
+
+        Args:
+            predictions: logits (T, K + 1) and deltas (T, K * 4) or (T, 4).
+            proposal_boxes, gt_boxes: floating (T, 4), the second of the matched objects, XYXY in
+                pixels.
+            gt_classes: int64 (T,), in [0, K], or -1 for candidates that are ignored.
+            with_box_losses: if not, all of them are 0.
+        """
+        scores, deltas = predictions
+        positive = (gt_classes >= 0) & (gt_classes < self.num_classes)
+        labels = torch.where(gt_classes < 0, self.num_classes, gt_classes)
+        cls_losses = self.classification_losses(scores, labels)
+        top_scores, top_classes = self._top_classes(scores)
+        boxes = self._regressed_boxes(
+            deltas, proposal_boxes, torch.where(positive, gt_classes, top_classes)
+        )
+        box_losses = torch.zeros_like(cls_losses)
+        if with_box_losses:
+            rows = nonzero_tuple(positive)[0]
+            losses = box_regression_losses(
+                self._deltas_of_classes(deltas[rows], gt_classes[rows]),
+                proposal_boxes[rows],
+                gt_boxes[rows],
+                self.box2box_transform,
+                self.box_reg_loss_type,
+                self.smooth_l1_beta,
+            )
+            losses = losses * self.loss_weight.get("loss_box_reg", 1.0)
+            box_losses = box_losses.index_copy(0, rows, losses.to(box_losses.dtype))
+        ious = box_iou(boxes, gt_boxes)
+        return Predictions(cls_losses, box_losses, top_scores, boxes, ious)
+
+    def _top_classes(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Highest foreground probability (R,) and its class (R,)."""
+        return self._probs(scores)[:, : self.num_classes].max(dim=1)
+
+    def _deltas_of_classes(self, deltas: Tensor, classes: Tensor) -> Tensor:
         if deltas.shape[1] == 4:  # class-agnostic
-            return deltas[rows]
+            return deltas
+        rows = torch.arange(len(deltas), device=deltas.device)
         return deltas.view(-1, self.num_classes, 4)[rows, classes]
 
-    def _top_detections(
-        self, scores: Tensor, deltas: Tensor, proposal_boxes: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Highest foreground probability (R,) and the box (R, 4) regressed for that class."""
-        top_scores, classes = self._probs(scores)[:, : self.num_classes].max(dim=1)
-        rows = torch.arange(len(scores), device=scores.device)
-        top_deltas = self._deltas_of_classes(deltas, rows, classes)
-        return top_scores, self.box2box_transform.apply_deltas(top_deltas, proposal_boxes)
+    def _regressed_boxes(self, deltas: Tensor, proposal_boxes: Tensor, classes: Tensor) -> Tensor:
+        own = self._deltas_of_classes(deltas, classes)
+        return self.box2box_transform.apply_deltas(own, proposal_boxes)
 
 
 def positive_weights(
@@ -220,37 +294,23 @@ def positive_weights(
 
 
 def negative_weights(
-    isr: NegativeISR,
-    scores: Tensor,
-    boxes: Tensor,
-    negative: Tensor,
-    losses: Tensor,
-    num_samples: list[int],
+    isr: ISR, ranks: Tensor, n_max: Tensor, negative: Tensor, losses: Tensor
 ) -> Tensor:
     """
     ISR-N: negatives weigh by their Score-HLR in each image.
 
     Args:
-        isr: gamma, beta and the thresholds.
-        scores: floating (R,), highest foreground probability.
-        boxes: floating (R, 4), regressed for that class, XYXY in pixels.
+        isr: gamma and beta.
+        ranks: int64 (R,), Score-HLR of the negatives.
+        n_max: integer, what the ranks are measured by: (R,), or one for all.
         negative: bool (R,).
         losses: floating (R,), classification losses.
-        num_samples: number of samples of each image; they add up to R.
 
     Returns:
         (R,), keeping the sum of the negatives' losses; those of other samples mean nothing.
     """
-    if len(scores) == 0:
-        return torch.ones_like(losses)
-    eligible = negative & (scores > isr.score_thresh)
-    ranks = rank_negatives(boxes, scores, eligible, num_samples, isr.nms_thresh)
-    images = image_indices(num_samples, scores.device)
-    n_max = count(images, negative, len(num_samples)).max()
     weights = importance_weights(ranks, n_max, isr.gamma, isr.beta)
-    weights = preserve_total(weights, losses * negative)
-    log_negatives(scores, negative, eligible, weights, len(num_samples))
-    return weights
+    return preserve_total(weights, losses * negative)
 
 
 def _gather_targets(proposals: list[Instances], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,18 +4,22 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import nonzero_tuple
+from detectron2.layers import cat
 from detectron2.modeling import ROI_HEADS_REGISTRY, ROIHeads, StandardROIHeads
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
+from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detectron2.structures import Instances, pairwise_iou
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..config import pisa_settings
-from ..matcher import Match, build_proposal_matcher
-from ..samplers import Candidates, ProposalSampler, build_proposal_sampler
-from .fast_rcnn import OBJECT_FIELD, PISAFastRCNNOutputLayers
+from ..matcher import ProposalMatcher, build_proposal_matcher
+from ..samplers import Candidates, Predictions, ProposalSampler, build_proposal_sampler
+from .fast_rcnn import MAX_RANK_FIELD, OBJECT_FIELD, RANK_FIELD, PISAFastRCNNOutputLayers
+from .pooling import ReusingPooler
+from .sampling import Choice, choose, choose_jointly, is_joint, is_positive
+from .scoring import BoxBranch, predict_all
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,26 @@ def with_object_ids(targets: list[Instances]) -> list[Instances]:
     return numbered
 
 
+def _take(
+    choice: Choice, candidates: Candidates, proposals: Instances, targets: Instances
+) -> Instances:
+    """The chosen proposals of an image, labelled."""
+    indices = choice.indices
+    samples = proposals[indices]
+    samples.gt_classes = candidates.classes[indices]
+    if choice.ranks is not None:
+        ranks, n_max = choice.ranks
+        samples.set(RANK_FIELD, torch.cat([torch.zeros_like(choice.positives), ranks]))
+        samples.set(MAX_RANK_FIELD, n_max.expand(len(indices)))
+    if len(targets) > 0:
+        # Every gt_ field of the target goes along, such as masks.
+        objects = candidates.objects[indices]
+        for name, value in targets.get_fields().items():
+            if name.startswith("gt_") and not samples.has(name):
+                samples.set(name, value[objects])
+    return samples
+
+
 class PISAMixin(ROIHeads):
     """
     Adds the samplers of this package and Prime Sample Attention to the ROI heads that it is mixed
@@ -45,9 +69,12 @@ class PISAMixin(ROIHeads):
         class MyPISAROIHeads(PISAMixin, MyROIHeads):
             pass
 
-    The heads' ``FastRCNNOutputLayers`` becomes a :class:`PISAFastRCNNOutputLayers` of the same
-    weights; a box predictor of any other class is left as it is, with a warning. The heads must
-    have one ``box_predictor``.
+    The heads extend :class:`StandardROIHeads`, :class:`Res5ROIHeads` or :class:`CascadeROIHeads`.
+    Each ``FastRCNNOutputLayers`` of theirs becomes a :class:`PISAFastRCNNOutputLayers` of the same
+    weights; a box predictor of any other class is left as it is, with a warning.
+
+    In a cascade the samplers choose among the proposals of the first stage; the others train on
+    all boxes of the stage before, as in Detectron2, and have ISR and CARL too.
     """
 
     @configurable
@@ -62,27 +89,51 @@ class PISAMixin(ROIHeads):
         Args:
             positive_sampler, negative_sampler: choose among the positives, and the negatives, of
                 each image.
-            kwargs: arguments of the ROI heads; ``proposal_matcher`` has to be a
-                :class:`pisa_d2.matcher.ProposalMatcher`.
+            kwargs: arguments of the ROI heads; ``proposal_matcher``, or each of
+                ``proposal_matchers``, has to be a :class:`pisa_d2.matcher.ProposalMatcher`.
+
+        Raises:
+            TypeError: a sampler needs predictions, and the heads have a box predictor of their own.
         """
         super().__init__(**kwargs)
         self.positive_sampler = positive_sampler
         self.negative_sampler = negative_sampler
+        self._features: dict[str, Tensor] | None = None
+        samplers = [s for s in (positive_sampler, negative_sampler) if s.needs_predictions]
+        self._needs_predictions = len(samplers) > 0
+        if self._needs_predictions:
+            predictor = self._box_branch().predictor
+            if not isinstance(predictor, PISAFastRCNNOutputLayers):
+                raise TypeError(
+                    f"{type(samplers[0]).__name__} needs the losses of a box predictor derived "
+                    f"from PISAFastRCNNOutputLayers, which {type(predictor).__name__} is not."
+                )
+            name = "pooler" if isinstance(self, Res5ROIHeads) else "box_pooler"
+            setattr(self, name, ReusingPooler(getattr(self, name)))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *args: Any, **kwargs: Any) -> dict[str, Any]:
         pisa_settings(cfg)  # says so if the keys are missing
         ret = super().from_config(cfg, *args, **kwargs)
-        if "box_predictor" not in ret:
-            raise TypeError(
-                f"{cls.__name__} has no single box_predictor, which PISAMixin replaces. Heads with "
-                "one for each stage, such as CascadeROIHeads, are not supported."
-            )
-        ret["box_predictor"] = cls._with_pisa(cfg, ret["box_predictor"])
-        ret["proposal_matcher"] = build_proposal_matcher(cfg)
+        if "box_predictors" in ret:  # a cascade
+            ret["box_predictors"] = [cls._with_pisa(cfg, p) for p in ret["box_predictors"]]
+            ret["proposal_matchers"] = cls._matchers_of_stages(cfg)
+        else:
+            ret["box_predictor"] = cls._with_pisa(cfg, ret["box_predictor"])
+            ret["proposal_matcher"] = build_proposal_matcher(cfg)
         ret["positive_sampler"] = build_proposal_sampler(cfg, "POSITIVE_SAMPLER")
         ret["negative_sampler"] = build_proposal_sampler(cfg, "NEGATIVE_SAMPLER")
         return ret
+
+    @classmethod
+    def _matchers_of_stages(cls, cfg: CfgNode) -> list[ProposalMatcher]:
+        matchers = []
+        for iou in cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS, cfg.MODEL.ROI_HEADS.IOU_LABELS = [iou], [0, 1]
+            matchers.append(build_proposal_matcher(cfg))
+        return matchers
 
     @classmethod
     def _with_pisa(cls, cfg: CfgNode, predictor: nn.Module) -> nn.Module:
@@ -95,6 +146,24 @@ class PISAMixin(ROIHeads):
             )
         return predictor
 
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """As in :class:`ROIHeads`."""
+        if not (self.training and self._needs_predictions):
+            return super().forward(images, features, proposals, targets)
+        # label_and_sample_proposals is not given the features, which samplers may need.
+        self._features = features
+        try:
+            return super().forward(images, features, proposals, targets)
+        finally:
+            self._features = None
+            self._box_branch().pooler.forget()
+
     @torch.no_grad()
     def label_and_sample_proposals(
         self, proposals: list[Instances], targets: list[Instances]
@@ -102,63 +171,140 @@ class PISAMixin(ROIHeads):
         """
         As in :class:`ROIHeads`, with the samplers of the config in the place of random draws.
         Proposals get the identity of their object, ``OBJECT_FIELD``, too.
+
+        Raises:
+            RuntimeError: a sampler needs predictions, and this is not called by ``forward``.
         """
         targets = with_object_ids(targets)
         if self.proposal_append_gt:
             proposals = add_ground_truth_to_proposals(targets, proposals)
-        chosen, num_positives, num_negatives = [], [], []
-        for proposals_per_image, targets_per_image in zip(proposals, targets, strict=True):
-            match, classes = self._match(proposals_per_image, targets_per_image)
-            positives, negatives = self._sample(proposals_per_image, match, classes)
-            indices = torch.cat([positives, negatives])
-            samples = proposals_per_image[indices]
-            samples.gt_classes = classes[indices]
-            if len(targets_per_image) > 0:
-                # Every gt_ field of the target goes along, such as masks.
-                objects = match.objects[indices]
-                for name, value in targets_per_image.get_fields().items():
-                    if name.startswith("gt_") and not samples.has(name):
-                        samples.set(name, value[objects])
-            chosen.append(samples)
-            num_positives.append(len(positives))
-            num_negatives.append(len(negatives))
+        pairs = list(zip(proposals, targets, strict=True))
+        batch = [self._match(self.proposal_matcher, *pair) for pair in pairs]
+        pooled = None
+        if self._needs_predictions:
+            batch, pooled = self._with_predictions(batch, pairs)
+        num = self.batch_size_per_image
+        if is_joint(self.positive_sampler):
+            num *= len(batch)
+            choices = choose_jointly(batch, self.positive_sampler, num, self.num_classes)
+        else:
+            samplers = self.positive_sampler, self.negative_sampler
+            quota = num, self.positive_fraction
+            choices = [choose(c, *samplers, *quota, self.num_classes) for c in batch]
+
+        sampled = [
+            _take(choice, candidates, *pair)
+            for choice, candidates, pair in zip(choices, batch, pairs, strict=True)
+        ]
+        if pooled is not None:
+            parts = pooled.split([len(p) for p in proposals])
+            kept = cat([part[c.indices] for part, c in zip(parts, choices, strict=True)])
+            self._box_branch().pooler.remember([p.proposal_boxes for p in sampled], kept)
 
         storage = get_event_storage()
-        storage.put_scalar("roi_head/num_fg_samples", np.mean(num_positives))
-        storage.put_scalar("roi_head/num_bg_samples", np.mean(num_negatives))
-        return chosen
+        storage.put_scalar("roi_head/num_fg_samples", np.mean([len(c.positives) for c in choices]))
+        storage.put_scalar("roi_head/num_bg_samples", np.mean([len(c.negatives) for c in choices]))
+        return sampled
 
-    def _match(self, proposals: Instances, targets: Instances) -> tuple[Match, Tensor]:
-        """The match of each proposal of an image, and its class; -1 where it is ignored."""
-        match = self.proposal_matcher.match(
-            pairwise_iou(targets.gt_boxes, proposals.proposal_boxes)
-        )
+    def _match(
+        self, matcher: ProposalMatcher, proposals: Instances, targets: Instances
+    ) -> Candidates:
+        """All proposals of an image, of class -1 where they are ignored."""
+        boxes = proposals.proposal_boxes
+        match = matcher.match(pairwise_iou(targets.gt_boxes, boxes))
         if len(targets) == 0:
-            return match, torch.full_like(match.objects, self.num_classes)
-        classes = targets.gt_classes[match.objects]
-        classes = classes.masked_fill(match.labels == 0, self.num_classes)
-        return match, classes.masked_fill(match.labels == -1, -1)
+            classes = torch.full_like(match.objects, self.num_classes)
+        else:
+            classes = targets.gt_classes[match.objects]
+            classes = classes.masked_fill(match.labels == 0, self.num_classes)
+            classes = classes.masked_fill(match.labels == -1, -1)
+        return Candidates(boxes.tensor, match.ious, match.objects, classes)
 
-    def _sample(self, proposals: Instances, match: Match, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices of the positives and of the negatives that are chosen in an image."""
-
-        def draw(sampler: ProposalSampler, indices: Tensor, num: int) -> Tensor:
-            candidates = Candidates(
-                proposals.proposal_boxes.tensor[indices],
-                match.ious[indices],
-                match.objects[indices],
-                classes[indices],
+    def _with_predictions(
+        self, batch: list[Candidates], pairs: list[tuple[Instances, Instances]]
+    ) -> tuple[list[Candidates], Tensor | None]:
+        """The candidates with predictions, by one pass; and the pooled features of all, or None."""
+        if self._features is None:
+            raise RuntimeError(
+                f"{type(self.positive_sampler).__name__} or {type(self.negative_sampler).__name__} "
+                "needs features: label_and_sample_proposals must be called by forward."
             )
-            return indices[sampler(candidates, num)]
+        branch = self._box_branch()
+        outputs, pooled = predict_all(
+            branch,
+            [self._features[name] for name in branch.in_features],
+            [p.proposal_boxes for p, _ in pairs],
+        )
+        gt_boxes = [
+            target.gt_boxes.tensor[candidates.objects] if len(target) else candidates.boxes
+            for candidates, (_, target) in zip(batch, pairs, strict=True)
+        ]
+        predictions = branch.predictor.predict_candidates(
+            outputs,
+            cat([candidates.boxes for candidates in batch]),
+            cat(gt_boxes),
+            cat([candidates.classes for candidates in batch]),
+            with_box_losses=is_joint(self.positive_sampler),
+        )
+        sizes = [len(candidates.ious) for candidates in batch]
+        of_images = zip(*(values.split(sizes) for values in predictions), strict=True)
+        return [
+            candidates._replace(predictions=Predictions(*values))
+            for candidates, values in zip(batch, of_images, strict=True)
+        ], pooled
 
-        positives = nonzero_tuple((classes != -1) & (classes != self.num_classes))[0]
-        negatives = nonzero_tuple(classes == self.num_classes)[0]
-        num = self.batch_size_per_image
-        positives = draw(self.positive_sampler, positives, int(num * self.positive_fraction))
-        negatives = draw(self.negative_sampler, negatives, num - len(positives))
-        return positives, negatives
+    def _box_branch(self) -> BoxBranch:
+        """What predicts the boxes of proposals, in the first stage of a cascade."""
+        if isinstance(self, Res5ROIHeads):
+            return BoxBranch(
+                self.in_features,
+                self.pooler,
+                self.res5,
+                lambda x: x.mean(dim=[2, 3]),
+                self.box_predictor,
+            )
+        head, predictor = self.box_head, self.box_predictor
+        if isinstance(self, CascadeROIHeads):
+            head, predictor = head[0], predictor[0]
+        return BoxBranch(self.box_in_features, self.box_pooler, head, None, predictor)
+
+    @torch.no_grad()
+    def _match_and_label_boxes(
+        self, proposals: list[Instances], stage: int, targets: list[Instances]
+    ) -> list[Instances]:
+        """
+        As in :class:`CascadeROIHeads`, for a later stage. Proposals get the identity of their
+        object, ``OBJECT_FIELD``, too.
+        """
+        num_positives = []
+        for p, target in zip(proposals, with_object_ids(targets), strict=True):
+            candidates = self._match(self.proposal_matchers[stage], p, target)
+            p.gt_classes = candidates.classes
+            if len(target) > 0:
+                p.gt_boxes = target.gt_boxes[candidates.objects]
+                p.set(OBJECT_FIELD, target.get(OBJECT_FIELD)[candidates.objects])
+            else:
+                p.gt_boxes = Boxes(torch.zeros_like(candidates.boxes))
+                p.set(OBJECT_FIELD, torch.full_like(candidates.objects, -1))
+            num_positives.append(is_positive(candidates.classes, self.num_classes).sum())
+        mean = torch.stack(num_positives).float().mean().item()
+        num = np.mean([len(p) for p in proposals])
+        storage = get_event_storage()
+        storage.put_scalar(f"stage{stage}/roi_head/num_fg_samples", mean)
+        storage.put_scalar(f"stage{stage}/roi_head/num_bg_samples", num - mean)
+        return proposals
 
 
 @ROI_HEADS_REGISTRY.register()
 class PISAROIHeads(PISAMixin, StandardROIHeads):
     """:class:`StandardROIHeads` (box, mask and keypoint) with Prime Sample Attention."""
+
+
+@ROI_HEADS_REGISTRY.register()
+class PISARes5ROIHeads(PISAMixin, Res5ROIHeads):
+    """:class:`Res5ROIHeads` (C4 models) with Prime Sample Attention."""
+
+
+@ROI_HEADS_REGISTRY.register()
+class PISACascadeROIHeads(PISAMixin, CascadeROIHeads):
+    """:class:`CascadeROIHeads` with Prime Sample Attention in every stage."""

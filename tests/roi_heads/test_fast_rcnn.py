@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou, nms
 
 from pisa_d2.config import CARL, ISR, NegativeISR
+from pisa_d2.ranking import largest_count, rank_negatives
 from pisa_d2.roi_heads.fast_rcnn import (
     OBJECT_FIELD,
     PISAFastRCNNOutputLayers,
@@ -373,11 +374,15 @@ def test_weights_are_made_without_copies_to_the_host(as_on_gpu):
     torch.testing.assert_close(weights.as_subclass(torch.Tensor), expected)
 
     boxes, negative = random_boxes(40, generator), torch.arange(40) % 4 > 0
-    per_image = [15, 0, 25]
-    weights = negative_weights(
-        *(PARTS["isr_n"], as_on_gpu(ious), as_on_gpu(boxes), negative, losses, per_image)
-    )
-    expected = negative_weights(PARTS["isr_n"], ious, boxes, negative, losses, per_image)
+
+    def weigh(scores, boxes, negative):
+        per_image = [15, 0, 25]
+        ranks = rank_negatives(boxes, scores, negative & (scores > 0.05), per_image, 0.5)
+        n_max = largest_count(negative, per_image)
+        return negative_weights(PARTS["isr_n"], ranks, n_max, negative, losses)
+
+    weights = weigh(as_on_gpu(ious), as_on_gpu(boxes), as_on_gpu(negative))
+    expected = weigh(ious, boxes, negative)
     torch.testing.assert_close(weights.as_subclass(torch.Tensor), expected)
 
 

@@ -5,12 +5,21 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads, build_model
-from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from helpers import IMAGE_SIZE, random_batch, random_boxes, small_cfg, switch
+from helpers import (
+    HEADS,
+    IMAGE_SIZE,
+    random_batch,
+    random_boxes,
+    sampled_by,
+    small_cfg,
+    stock,
+    switch,
+)
 
+import pisa_d2
 from pisa_d2 import (
     PROPOSAL_SAMPLER_REGISTRY,
     PISAFastRCNNOutputLayers,
@@ -20,11 +29,12 @@ from pisa_d2 import (
     add_pisa_config,
 )
 from pisa_d2.hlr import box_iou, hierarchical_local_rank
-from pisa_d2.roi_heads.fast_rcnn import OBJECT_FIELD
+from pisa_d2.roi_heads import scoring
+from pisa_d2.roi_heads.fast_rcnn import MAX_RANK_FIELD, OBJECT_FIELD, RANK_FIELD
 from pisa_d2.roi_heads.roi_heads import with_object_ids
 
 ALL_OFF = switch(False, False, False)
-STOCK = ["MODEL.ROI_HEADS.NAME", "StandardROIHeads"]
+STOCK = stock("PISAROIHeads")
 
 
 @pytest.fixture(autouse=True)
@@ -63,13 +73,17 @@ def roi_heads(cls=PISAROIHeads, *opts):
     return cls(cfg, shapes)
 
 
+@pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("num_objects", [[3, 5], [4, 0], [0, 0]])
-def test_with_all_parts_off_a_model_has_the_losses_of_stock_to_the_last_bit(num_objects):
+def test_with_all_parts_off_a_model_has_the_losses_of_stock_to_the_last_bit(heads, num_objects):
     batch = random_batch(num_objects)
-    ours = losses_of(build(*ALL_OFF), batch)
-    stock = losses_of(build(*STOCK), batch)
-    assert ours.keys() == stock.keys()
-    assert all(torch.equal(ours[name], stock[name]) for name in stock)
+    with EventStorage() as our_storage:
+        ours = losses_of(build(*HEADS[heads], *ALL_OFF), batch)
+    with EventStorage() as their_storage:
+        theirs = losses_of(build(*stock(heads)), batch)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert our_storage.latest() == their_storage.latest()
 
 
 @pytest.mark.parametrize("num_objects", [[3, 5], [4, 0], [0, 0], [1, 1, 1]])
@@ -83,13 +97,17 @@ def test_isr_changes_no_loss_and_carl_adds_one(num_objects):
     sum(ours.values()).backward()
 
 
-def test_a_seed_gives_the_weights_and_the_random_state_of_stock():
-    ours, ours_next = build(), torch.rand(1)
-    stock, stock_next = build(*STOCK), torch.rand(1)
-    assert ours_next == stock_next
-    assert list(ours.state_dict()) == list(stock.state_dict())
-    for name, value in stock.state_dict().items():
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("sampler", ["RandomSampler", "HardSampler"])
+def test_a_seed_gives_the_weights_and_the_random_state_of_stock(heads, sampler):
+    ours, ours_next = build(*HEADS[heads], *sampled_by(sampler, sampler)), torch.rand(1)
+    theirs, theirs_next = build(*stock(heads)), torch.rand(1)
+    assert ours_next == theirs_next
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for name, value in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], value), name
+    batch = random_batch([3, 2])
+    assert_same_detections(detections_of(ours, batch), detections_of(theirs, batch))
 
 
 @pytest.mark.parametrize("trained, loaded", [([], STOCK), (STOCK, [])])
@@ -212,18 +230,197 @@ def test_ranks_of_two_images_stay_when_images_of_other_classes_join_in_any_order
         assert ranks_in_first_two(order.tolist()) == expected
 
 
-SAMPLERS = ["RandomSampler", "InstanceBalancedSampler", "IoUBalancedSampler"]
+POSITIVE = ["RandomSampler", "InstanceBalancedSampler", "HardSampler", "IoUHLRSampler"]
+NEGATIVE = ["RandomSampler", "IoUBalancedSampler", "HardSampler", "ScoreHLRSampler"]
+JOINT = ["MODEL.ROI_HEADS.HARD_SAMPLER.JOINT", True]
 
 
-@pytest.mark.parametrize("positive", SAMPLERS)
-@pytest.mark.parametrize("negative", SAMPLERS)
-@pytest.mark.parametrize("pisa", [[], ALL_OFF])
-def test_any_positive_sampler_trains_with_any_negative_one(positive, negative, pisa):
-    names = {"POSITIVE_SAMPLER": positive, "NEGATIVE_SAMPLER": negative}
-    opts = [x for kind, name in names.items() for x in (f"MODEL.ROI_HEADS.{kind}.NAME", name)]
-    losses = losses_of(build(*opts, *pisa), random_batch([3, 0, 5]))
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("positive", POSITIVE)
+@pytest.mark.parametrize("negative", NEGATIVE)
+@pytest.mark.parametrize("pisa", [[], ALL_OFF], ids=["pisa", "plain"])
+def test_any_positive_sampler_trains_with_any_negative_one(heads, positive, negative, pisa):
+    model = build(*HEADS[heads], *sampled_by(positive, negative), *pisa)
+    losses = losses_of(model, random_batch([3, 0, 5]))
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("num_objects", [[3, 5], [0, 2], [0, 0]])
+def test_hard_samples_of_both_kinds_together_train(heads, num_objects):
+    opts = [*sampled_by("HardSampler", "HardSampler"), *JOINT]
+    losses = losses_of(build(*HEADS[heads], *opts), random_batch(num_objects))
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def passes_of(model, batch):
+    """Number of boxes in each pass of the (first) box head in a training step."""
+    branch = model.roi_heads._box_branch()
+    sizes = []
+    branch.head.register_forward_hook(lambda _, x, __: sizes.append(len(x[0])))
+    sum(losses_of(model, batch).values()).backward()
+    return sizes
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("positive", POSITIVE)
+@pytest.mark.parametrize("negative", NEGATIVE)
+def test_samplers_that_need_predictions_share_one_more_pass(heads, positive, negative):
+    model = build(*HEADS[heads], *sampled_by(positive, negative))
+    sizes = passes_of(model, random_batch([3, 0, 5]))
+    *extra, chosen = sizes
+    assert chosen <= 3 * 32
+    assert len(extra) == (positive in POSITIVE[2:] or negative in NEGATIVE[2:])
+    assert all(size > 200 for size in extra)
+
+
+def gradients(model, batch):
+    sum(losses_of(model, batch).values()).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_boxes_are_pooled_once_where_their_features_can_be_kept(heads, monkeypatch):
+    opts = [*HEADS[heads], *sampled_by("HardSampler", "HardSampler")]
+    found = []
+    for bound in (2**30, 0):
+        monkeypatch.setattr(scoring, "MAX_BYTES_KEPT", bound)
+        model = build(*opts)
+        calls = []
+        pooler = model.roi_heads._box_branch().pooler.pooler
+        pooler.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        found.append((gradients(model, random_batch([3, 0, 5])), len(calls)))
+    (reused, calls), (pooled_again, more_calls) = found
+    assert more_calls == calls + 1
+    assert reused.keys() == pooled_again.keys()
+    for name, grad in reused.items():
+        torch.testing.assert_close(grad, pooled_again[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_autocast_reaches_the_parameters_of_the_head_after_the_extra_pass(heads):
+    def touched(*opts):
+        model = build(*HEADS[heads], *opts)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = losses_of(model, random_batch([3, 5]))
+        sum(losses.values()).backward()
+        return {name for name, p in model.named_parameters() if p.grad is not None}
+
+    assert touched(*sampled_by("HardSampler", "ScoreHLRSampler")) == touched()
+
+
+def test_the_extra_pass_leaves_batch_norm_alone():
+    norm = ["MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_CONV", 1]
+    norm += ["MODEL.ROI_BOX_HEAD.CONV_DIM", 16, "MODEL.ROI_BOX_HEAD.NORM", "BN"]
+    model = build(*norm, *sampled_by("HardSampler", "ScoreHLRSampler"))
+    losses_of(model, random_batch([3, 5]))
+    norm = model.roi_heads.box_head.conv1.norm
+    assert norm.num_batches_tracked == 1 and norm.training
+
+
+def test_hard_samples_are_those_of_the_highest_loss_by_stock_detectron2():
+    torch.manual_seed(0)
+    targets = [sample["instances"] for sample in random_batch([3, 0, 4])]
+    proposals = proposals_around(targets, torch.Generator().manual_seed(0))
+    features = {
+        f"p{i}": torch.randn(3, 32, IMAGE_SIZE[0] >> i, IMAGE_SIZE[1] >> i) for i in range(2, 6)
+    }
+    size = ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16, "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False]
+    heads = roi_heads(PISAROIHeads, *size, *sampled_by("HardSampler", "HardSampler"))
+    chosen = []
+    heads._forward_box = lambda _, sampled: chosen.extend(sampled) or {}
+    heads.forward(None, features, proposals, targets)
+
+    maps = [features[name] for name in heads.box_in_features]
+    for image, (p, target) in enumerate(zip(proposals, targets, strict=True)):
+        of_image = [m[image : image + 1] for m in maps]
+        pooled = heads.box_pooler(of_image, [p.proposal_boxes])
+        scores, deltas = heads.box_predictor(heads.box_head(pooled))
+        everything = roi_heads(StandardROIHeads, *size[2:])
+        losses = {0: [], 1: []}  # of negatives and positives
+        for i in range(len(p)):
+            one = everything.label_and_sample_proposals([p[i : i + 1]], [target])
+            if len(one[0]) == 0:
+                continue
+            loss = FastRCNNOutputLayers.losses(
+                heads.box_predictor, (scores[i : i + 1], deltas[i : i + 1]), one
+            )["loss_cls"]
+            losses[int(one[0].gt_classes < 3)].append((-loss.item(), i))
+        positives = [i for _, i in sorted(losses[1])[:4]]
+        negatives = [i for _, i in sorted(losses[0])[: 16 - len(positives)]]
+        expected = p.proposal_boxes.tensor[positives + negatives]
+        assert torch.equal(chosen[image].proposal_boxes.tensor, expected)
+
+
+def test_random_draws_have_the_frequencies_of_stock():
+    torch.manual_seed(0)
+    targets = [sample["instances"] for sample in random_batch([3])]
+    proposals = proposals_around(targets, torch.Generator().manual_seed(0))
+    boxes = [tuple(box) for box in proposals[0].proposal_boxes.tensor.tolist()]
+    opts = ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 12, "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False]
+    counts = torch.zeros(2, len(boxes))
+    for row, cls in enumerate((PISAROIHeads, StandardROIHeads)):
+        heads = roi_heads(cls, *opts)
+        for _ in range(1500):
+            sampled = heads.label_and_sample_proposals(proposals, targets)[0]
+            for box in sampled.proposal_boxes.tensor.tolist():
+                counts[row, boxes.index(tuple(box))] += 1
+    ours, theirs = counts
+    assert ours.sum() == theirs.sum()
+    chi_squared = ((ours - theirs) ** 2 / (ours + theirs)).sum()
+    assert chi_squared < 87  # of at most 49 degrees of freedom; 85.4 is passed once in 1,000
+
+
+def test_isr_n_takes_the_ranks_of_score_hlr_sampling():
+    torch.manual_seed(0)
+    model = build(*sampled_by("RandomSampler", "ScoreHLRSampler"))
+    seen = []
+    predictor = model.roi_heads.box_predictor
+    losses = type(predictor).losses
+    predictor.losses = lambda out, sampled: seen.append(sampled) or losses(predictor, out, sampled)
+    losses_of(model, random_batch([3, 0, 5]))
+    for p in seen[0]:
+        negative = p.gt_classes == 3
+        # All score above 0.05 in an untrained model: each has a rank, measured by all there were.
+        assert p.get(RANK_FIELD)[negative].tolist() == list(range(int(negative.sum())))
+        assert not p.get(RANK_FIELD)[~negative].any()
+        assert (p.get(MAX_RANK_FIELD) > 60).all()
+
+
+def test_samplers_that_need_predictions_say_so_where_there_are_no_features():
+    heads = roi_heads(PISAROIHeads, *sampled_by("HardSampler", "RandomSampler"))
+    targets = [sample["instances"] for sample in random_batch([3])]
+    proposals = proposals_around(targets, torch.Generator().manual_seed(0))
+    with pytest.raises(RuntimeError, match="must be called by forward"):
+        heads.label_and_sample_proposals(proposals, targets)
+
+
+@pytest.mark.parametrize("negative", NEGATIVE)
+def test_images_without_positives_or_without_negatives_train(negative):
+    torch.manual_seed(0)
+    targets = [sample["instances"] for sample in random_batch([3, 0])]
+    proposals = proposals_around(targets, torch.Generator().manual_seed(0))
+    proposals[0] = proposals[0][:0]  # with ground truth appended, its only proposals
+    features = {
+        f"p{i}": torch.randn(2, 32, IMAGE_SIZE[0] >> i, IMAGE_SIZE[1] >> i) for i in range(2, 6)
+    }
+    heads = roi_heads(PISAROIHeads, *sampled_by("HardSampler", negative))
+    _, losses = heads.forward(None, features, proposals, targets)
+    assert losses["loss_cls"] > 0 and losses["loss_box_reg"] > 0
+    one = {name: values[:1] for name, values in features.items()}
+    _, losses = heads.forward(None, one, proposals[:1], targets[:1])
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_the_extra_pass_is_shared_and_forgotten_after_a_step(heads):
+    model = build(*HEADS[heads], *sampled_by("HardSampler", "HardSampler"))
+    losses_of(model, random_batch([3]))
+    assert model.roi_heads._features is None
+    assert model.roi_heads._box_branch().pooler._known is None
 
 
 def test_iou_balanced_sampling_takes_less_background():
@@ -308,17 +505,57 @@ def test_a_box_predictor_of_another_class_stays_with_a_warning(caplog):
     assert "PISAOwnHeads keeps its box predictor OwnPredictor" in caplog.text
 
 
-def test_heads_without_a_single_box_predictor_are_refused():
-    class PISACascade(PISAMixin, CascadeROIHeads):
+def test_a_box_predictor_of_another_class_has_no_losses_for_samplers():
+    class OtherPredictor(FastRCNNOutputLayers):
         pass
 
-    opts = ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True]
-    with pytest.raises(TypeError, match="PISACascade has no single box_predictor"):
-        roi_heads(PISACascade, *opts)
+    class OtherHeads(StandardROIHeads):
+        @classmethod
+        def _init_box_head(cls, cfg, input_shape):
+            ret = super()._init_box_head(cfg, input_shape)
+            return {**ret, "box_predictor": OtherPredictor(cfg, ret["box_head"].output_shape)}
+
+    class PISAOtherHeads(PISAMixin, OtherHeads):
+        pass
+
+    with pytest.raises(TypeError, match="HardSampler needs .* which OtherPredictor is not"):
+        roi_heads(PISAOtherHeads, *sampled_by("RandomSampler", "HardSampler"))
 
 
-def test_heads_are_registered_under_their_name():
-    assert ROI_HEADS_REGISTRY.get("PISAROIHeads") is PISAROIHeads
+def test_objects_keep_their_identity_through_the_stages_of_a_cascade():
+    model = build(*HEADS["PISACascadeROIHeads"])
+    seen = []
+    for predictor in model.roi_heads.box_predictor:
+        losses = type(predictor).losses
+        predictor.losses = lambda out, sampled, predictor=predictor, losses=losses: (
+            seen.append(sampled) or losses(predictor, out, sampled)
+        )
+    batch = random_batch([3, 0, 4])
+    losses_of(model, batch)
+    gt_boxes = torch.cat([sample["instances"].gt_boxes.tensor for sample in batch])
+    assert len(seen) == 3 and not seen[0][1].has(OBJECT_FIELD)
+    for stage, iou in zip(seen, (0.5, 0.6, 0.7), strict=True):
+        for image, p in enumerate(stage):
+            if image == 1:
+                continue
+            matched = gt_boxes[p.get(OBJECT_FIELD)]
+            assert torch.equal(matched, p.gt_boxes.tensor)
+            ious = box_iou(p.proposal_boxes.tensor, matched)
+            assert torch.equal(p.gt_classes < 3, ious >= iou)
+
+
+def test_every_stage_of_a_cascade_has_isr_and_carl():
+    batch = random_batch([3, 5])
+    ours = losses_of(build(*HEADS["PISACascadeROIHeads"]), batch)
+    theirs = losses_of(build(*stock("PISACascadeROIHeads")), batch)
+    assert ours.keys() - theirs.keys() == {f"loss_carl_stage{i}" for i in range(3)}
+    for name, loss in theirs.items():
+        torch.testing.assert_close(ours[name], loss, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_are_registered_under_their_name(name):
+    assert ROI_HEADS_REGISTRY.get(name) is getattr(pisa_d2, name)
 
 
 def test_masks_and_keypoints_are_trained_too():

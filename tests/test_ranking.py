@@ -10,7 +10,7 @@ from torch import Tensor, tensor
 from torch.testing import assert_close
 from torchvision.ops import box_iou
 
-from pisa_d2.roi_heads.ranking import count, image_indices, rank_negatives
+from pisa_d2.ranking import count, image_indices, largest_count, rank_negatives
 
 NMS_THRESH = 0.5
 
@@ -147,3 +147,9 @@ def test_count_is_of_the_selected_samples_of_each_index():
     indices, selected = tensor([2, 0, 2, 2, 1]), tensor([True, True, False, True, False])
     assert_close(count(indices, selected, 4), tensor([1, 0, 2, 0]))
     assert_close(count(indices[:0], selected[:0], 2), tensor([0, 0]))
+
+
+@pytest.mark.parametrize("num_samples, expected", [([], 0), ([0, 0], 0), ([2, 0, 3], 2)])
+def test_the_largest_count_of_an_image(num_samples, expected):
+    selected = tensor([True, False, True, True, False])[: sum(num_samples)]
+    assert largest_count(selected, num_samples) == expected

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..hlr import hierarchical_local_rank, nms_groups
+from .hlr import hierarchical_local_rank, nms_groups
 
 
 def image_indices(num_samples: Sequence[int], device: torch.device) -> Tensor:
@@ -33,6 +33,19 @@ def count(indices: Tensor, selected: Tensor, size: int) -> Tensor:
     return torch.zeros(size, dtype=torch.int64, device=indices.device).scatter_add_(
         0, indices, selected.long()
     )
+
+
+def largest_count(selected: Tensor, num_samples: Sequence[int]) -> Tensor:
+    """
+    Args:
+        selected: bool (R,).
+        num_samples: number of samples of each of the B images.
+
+    Returns:
+        int64 (), the largest number of selected samples of an image; 0 where there are none.
+    """
+    counts = [part.sum() for part in selected.split(list(num_samples))]
+    return torch.stack(counts).max() if counts else selected.sum()
 
 
 def rank_negatives(
@@ -63,23 +76,40 @@ def rank_negatives(
     if scores.is_cuda:
         # Leaving samples out would cost a copy to the host; a box without area joins no group.
         boxes = boxes.masked_fill(~eligible[:, None], 0)
-        groups = _groups_in_images(boxes, scores, num_samples, nms_thresh)
+        groups = groups_in_images(boxes, scores, num_samples, nms_thresh)
     else:
         groups = torch.zeros_like(images)
-        groups[eligible] = _groups_in_images(
+        groups[eligible] = groups_in_images(
             boxes[eligible], scores[eligible], num_eligible.tolist(), nms_thresh
         )
     ranks = hierarchical_local_rank(scores, groups, torch.where(eligible, images, -1))
     return torch.where(eligible, ranks, (num_eligible[images] - 1).clamp(min=0))
 
 
-def _groups_in_images(
-    boxes: Tensor, scores: Tensor, num_samples: Sequence[int], nms_thresh: float
+def groups_in_images(
+    boxes: Tensor,
+    scores: Tensor,
+    num_samples: Sequence[int],
+    nms_thresh: float,
+    partitions: Tensor | None = None,
 ) -> Tensor:
-    """NMS groups (R,), numbered in each image. Images are padded to one size for one pass."""
-    groups = nms_groups(
-        pad_sequence(boxes.split(num_samples), batch_first=True),
-        pad_sequence(scores.split(num_samples), batch_first=True),
-        nms_thresh,
-    )
+    """
+    :func:`pisa_d2.hlr.nms_groups` in each image: images are padded to one size for one pass.
+
+    Args:
+        boxes: floating (R, 4), XYXY in pixels.
+        scores: floating (R,).
+        num_samples: number of samples of each of the B images.
+        nms_thresh: IoU above which boxes join a group.
+        partitions: integer (R,), what never shares a group, such as classes.
+
+    Returns:
+        int64 (R,), the index in its image of the kept box of each sample's group.
+    """
+
+    def pad(values: Tensor) -> Tensor:
+        return pad_sequence(values.split(list(num_samples)), batch_first=True)
+
+    padded = None if partitions is None else pad(partitions)
+    groups = nms_groups(pad(boxes), pad(scores), nms_thresh, padded)
     return torch.cat([g[:n] for g, n in zip(groups, num_samples, strict=True)])

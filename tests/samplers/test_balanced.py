@@ -161,6 +161,7 @@ def test_random_and_balanced_sampling_reach_every_candidate():
     [
         ("NUM_BINS", 0, "at least 1"),
         ("FLOOR_THRESH", 0.6, r"in \[-1, 0.5\]"),
+        ("FLOOR_THRESH", 0.5, "below the highest IoU"),
         ("FLOOR_FRACTION", 1.5, r"in \[0, 1\]"),
     ],
 )

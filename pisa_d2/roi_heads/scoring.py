@@ -1,0 +1,88 @@
+"""The box head's predictions for all candidates, before any is chosen."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+# Boxes go through the head in parts whose pooled features take at most this: 10,000 at a time with
+# 256 x 7 x 7 float32 features (FPN), 600 with 1024 x 14 x 14 (C4).
+MAX_BYTES_AT_A_TIME = 2**29
+# Pooled features of all boxes are kept for the chosen ones up to this size, else pooled anew.
+MAX_BYTES_KEPT = 2**30
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout, and without moving batch statistics; each part's mode comes back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+class BoxBranch(NamedTuple):
+    """
+    The way from feature maps to the predictions for a box.
+
+    Attributes:
+        in_features: names of the feature maps.
+        pooler: their ROIPooler, or one that reuses what it pooled.
+        head: what comes after it.
+        flatten: what is done to the output of the head, if anything.
+        predictor: the box predictor, which ends in logits (R, K + 1) and deltas (R, 4 or K * 4).
+    """
+
+    in_features: list[str]
+    pooler: Any
+    head: nn.Module
+    flatten: Callable[[Tensor], Tensor] | None
+    predictor: Any
+
+
+@torch.no_grad()
+def predict_all(
+    branch: BoxBranch, features: list[Tensor], boxes: list[Boxes]
+) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+    """
+    Args:
+        branch: its pooler is a :class:`ReusingPooler`.
+        features: the feature maps of B images.
+        boxes: those of each image, R in all.
+
+    Returns:
+        Logits and deltas of all boxes, image after image, and their pooled features; None instead
+        of features that take more than ``MAX_BYTES_KEPT``.
+    """
+    height, width = branch.pooler.pooler.output_size
+    bytes_each = features[0].shape[1] * width * height * features[0].element_size()
+    total = sum(len(b) for b in boxes)
+    size = max(1, MAX_BYTES_AT_A_TIME // bytes_each)
+    keep = total * bytes_each <= MAX_BYTES_KEPT
+    outputs, kept = [], []
+    with evaluating(branch.head), evaluating(branch.predictor):
+        for start in range(0, max(total, 1), size):
+            pooled = branch.pooler(features, _part(boxes, start, start + size))
+            x = branch.head(pooled)
+            outputs.append(branch.predictor(x if branch.flatten is None else branch.flatten(x)))
+            if keep:
+                kept.append(pooled)
+    # Under autocast, weights that were cast here are remembered without their graph.
+    torch.clear_autocast_cache()
+    logits, deltas = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+    return (logits, deltas), torch.cat(kept) if keep else None
+
+
+def _part(boxes: list[Boxes], start: int, end: int) -> list[Boxes]:
+    """Boxes ``start`` to ``end`` of all images' together, still apart by image."""
+    parts = []
+    for boxes_per_image in boxes:
+        parts.append(boxes_per_image[max(start, 0) : max(end, 0)])
+        start, end = start - len(boxes_per_image), end - len(boxes_per_image)
+    return parts

@@ -1,0 +1,201 @@
+import pytest
+import torch
+from helpers import random_boxes, sampled_by, small_cfg
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.ops import box_iou, nms
+
+from pisa_d2.samplers import Candidates, Predictions, build_proposal_sampler
+
+SAMPLERS = ["HardSampler", "IoUHLRSampler", "ScoreHLRSampler"]
+SCORE_HLR = "MODEL.ROI_HEADS.NEGATIVE_SAMPLER.SCORE_HLR"
+HARD = "MODEL.ROI_HEADS.HARD_SAMPLER"
+
+
+def build(name, *opts):
+    cfg = small_cfg(*sampled_by(name, name), *opts)
+    return build_proposal_sampler(cfg, "NEGATIVE_SAMPLER")
+
+
+def candidates(size, seed=0, **predictions):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(5, size, generator=generator)
+    made = {"cls_losses": values[0], "box_losses": values[1], "scores": values[2]}
+    made |= {"ious": values[3], "boxes": random_boxes(size, generator)}
+    made |= {name: torch.as_tensor(value) for name, value in predictions.items()}
+    objects = torch.randint(4, (size,), generator=generator)
+    return Candidates(
+        random_boxes(size, generator), values[4], objects, objects % 2, Predictions(**made)
+    )
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@given(st.integers(0, 40), st.integers(0, 50), st.integers(0, 5))
+def test_indices_are_different_in_range_and_as_many_as_there_can_be(name, size, num, seed):
+    chosen = build(name)(candidates(size, seed), num).tolist()
+    assert len(chosen) == len(set(chosen)) == min(size, num)
+    assert set(chosen) <= set(range(size))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_predictions_that_are_not_numbers_come_after_those_that_are(name):
+    broken = torch.arange(30) % 3 == 0
+    given_ = candidates(30)
+    predictions = [
+        v.clone().index_fill_(0, broken.nonzero()[:, 0], float("nan")) for v in given_.predictions
+    ]
+    one_object = torch.zeros(30, dtype=torch.int64)
+    given_ = given_._replace(
+        objects=one_object, classes=one_object, predictions=Predictions(*predictions)
+    )
+    num_ranked = int((given_.predictions.scores > 0.05).sum()) if name.startswith("Score") else 20
+    assert not broken[build(name)(given_, num_ranked)].any()
+    assert len(build(name)(given_, 30)) == 30
+
+
+def test_hard_samples_are_those_of_the_highest_loss_first_come_at_equal_loss():
+    chosen = build("HardSampler")(candidates(5, cls_losses=[0.1, 0.7, 0.3, 0.7, 0.2]), 3)
+    assert chosen.tolist() == [1, 3, 2]
+
+
+def iou_hlr_one_by_one(given_):
+    """IoU-HLR by picking the best that is left of each object, class by class."""
+    ious, classes = given_.predictions.ious.tolist(), given_.classes.tolist()
+    ranks = {}
+    for class_ in set(classes):
+        left = {}
+        for i in sorted(range(len(ious)), key=lambda i: -ious[i]):
+            if classes[i] == class_:
+                left.setdefault(int(given_.objects[i]), []).append(i)
+        order = []
+        while any(left.values()):
+            order += sorted((rest.pop(0) for rest in left.values() if rest), key=lambda i: -ious[i])
+        ranks |= {i: rank for rank, i in enumerate(order)}
+    return ranks
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 20))
+def test_prime_positives_are_those_of_the_lowest_iou_hlr(size, num, seed):
+    given_ = candidates(size, seed)
+    ranks, ious = iou_hlr_one_by_one(given_), given_.predictions.ious.tolist()
+    expected = sorted(range(size), key=lambda i: (ranks[i], -ious[i]))[:num]
+    assert build("IoUHLRSampler")(given_, num).tolist() == expected
+
+
+def score_hlr_one_by_one(given_, score_thresh=0.05, nms_thresh=0.5):
+    """The sequence of Score-HLR of what is scored above the threshold, with torchvision's NMS."""
+    boxes, scores = given_.predictions.boxes, given_.predictions.scores
+    ranked = (scores > score_thresh).nonzero()[:, 0]
+    kept = ranked[nms(boxes[ranked], scores[ranked], nms_thresh)].tolist()
+    groups = {head: [head] for head in kept}
+    for i in ranked.tolist():
+        if i not in kept:
+            ious = box_iou(boxes[i : i + 1], boxes[kept])[0]
+            head = next(h for h, iou in zip(kept, ious, strict=True) if iou > nms_thresh)
+            groups[head].append(i)
+    left = [sorted(members, key=lambda i: -scores[i]) for members in groups.values()]
+    order = []
+    while any(left):
+        order += sorted((rest.pop(0) for rest in left if rest), key=lambda i: -scores[i])
+    return order
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 20))
+def test_prime_negatives_are_those_of_the_lowest_score_hlr_and_the_rest_random(size, num, seed):
+    scores = torch.rand(size, generator=torch.Generator().manual_seed(seed)) * 0.1
+    given_ = candidates(size, seed, scores=scores)
+    sampler = build("ScoreHLRSampler")
+    chosen = sampler(given_, num)
+    order = score_hlr_one_by_one(given_)
+    assert chosen[: len(order)].tolist() == order[:num]
+
+    ranks, n_max = sampler.ranks(given_, chosen, num)
+    assert n_max == max(num, len(order))
+    last = max(len(order) - 1, 0)
+    assert ranks.tolist() == [min(i, last) for i in range(len(chosen))]
+
+
+def test_negatives_of_low_score_are_as_likely_as_each_other():
+    torch.manual_seed(0)
+    sampler = build("ScoreHLRSampler")
+    given_ = candidates(25, scores=torch.tensor([0.9] * 5 + [0.01] * 20))
+    counts = torch.zeros(25)
+    for _ in range(1000):
+        counts[sampler(given_, 15)] += 1
+    assert (counts[:5] == 1000).all()
+    chi_squared = ((counts[5:] - 500) ** 2 / 250).sum()
+    assert chi_squared < 44  # of 19 degrees of freedom; 43.8 is passed once in 1,000
+
+
+def test_the_thresholds_of_score_hlr_are_its_own():
+    given_ = candidates(40)
+    for scores, overlap in ((0.5, 0.5), (0.05, 0.1)):
+        sampler = build(
+            "ScoreHLRSampler",
+            f"{SCORE_HLR}.SCORE_THRESH",
+            scores,
+            f"{SCORE_HLR}.NMS_THRESH",
+            overlap,
+        )
+        order = score_hlr_one_by_one(given_, scores, overlap)
+        assert sampler(given_, 15).tolist() == order[:15]
+
+
+def jointly_one_by_one(batch, num, nms_thresh):
+    """NMS by loss in each image and class, then one sort of what is left of the batch."""
+    left = []
+    for image, given_ in enumerate(batch):
+        losses = given_.predictions.cls_losses + given_.predictions.box_losses
+        for class_ in given_.classes.unique().tolist():
+            rows = (given_.classes == class_).nonzero()[:, 0]
+            if class_ >= 0:
+                rows = rows[nms(given_.boxes[rows], losses[rows], nms_thresh)]
+                left += [(-losses[i].item(), image, i) for i in rows.tolist()]
+    return {(image, i) for _, image, i in sorted(left)[:num]}
+
+
+@pytest.mark.parametrize("nms_thresh", [0.2, 0.7, 1.0])
+@pytest.mark.parametrize("num", [0, 20, 500])
+def test_both_kinds_of_the_batch_are_chosen_together_as_in_the_original(nms_thresh, num):
+    batch = [candidates(size, seed) for seed, size in enumerate([30, 0, 45])]
+    for given_ in batch:
+        given_.classes[::5] = 2  # negatives
+        given_.classes[3::10] = -1  # ignored
+    sampler = build("HardSampler", f"{HARD}.JOINT", True, f"{HARD}.NMS_THRESH", nms_thresh)
+    masks = sampler.choose_jointly(batch, num)
+    chosen = {(image, i) for image, m in enumerate(masks) for i in m.nonzero()[:, 0].tolist()}
+    assert chosen == jointly_one_by_one(batch, num, nms_thresh)
+    assert [len(m) for m in masks] == [30, 0, 45]
+
+
+def test_choosing_both_kinds_together_takes_the_sampler_for_both():
+    opts = [*sampled_by("HardSampler", "RandomSampler"), f"{HARD}.JOINT", True]
+    with pytest.raises(ValueError, match=r"JOINT = True.*'HardSampler', 'RandomSampler'"):
+        build_proposal_sampler(small_cfg(*opts), "POSITIVE_SAMPLER")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("HardSampler", f"{HARD}.NMS_THRESH"),
+        ("ScoreHLRSampler", f"{SCORE_HLR}.NMS_THRESH"),
+        ("ScoreHLRSampler", f"{SCORE_HLR}.SCORE_THRESH"),
+    ],
+)
+def test_a_wrong_setting_names_the_key(name, key):
+    with pytest.raises(ValueError, match=rf"{key} = 1.5.*in \[0, 1\]"):
+        build(name, key, 1.5)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_nothing_is_copied_to_the_host(name, as_on_gpu):
+    given_ = candidates(30)
+    predictions = Predictions(*(as_on_gpu(values) for values in given_.predictions))
+    objects = as_on_gpu(given_.objects)
+    moved = given_._replace(objects=objects, classes=objects % 2, predictions=predictions)
+    torch.manual_seed(0)
+    chosen = build(name)(moved, 12)
+    torch.manual_seed(0)
+    assert chosen.as_subclass(torch.Tensor).tolist() == build(name)(given_, 12).tolist()
+    if name == "ScoreHLRSampler":
+        build(name).ranks(moved, chosen, 12)
