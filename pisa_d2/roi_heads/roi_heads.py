@@ -1,4 +1,6 @@
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -154,12 +156,25 @@ class PISAMixin(ROIHeads):
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """As in :class:`ROIHeads`."""
-        if not (self.training and self._needs_predictions):
+        with self._features_at_hand(features):
             return super().forward(images, features, proposals, targets)
+
+    def choose_samples(
+        self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """What a training step on these would sample; the arguments are those of ``forward``."""
+        with self._features_at_hand(features):
+            return self.label_and_sample_proposals(proposals, targets)
+
+    @contextmanager
+    def _features_at_hand(self, features: dict[str, Tensor]) -> Iterator[None]:
         # label_and_sample_proposals is not given the features, which samplers may need.
+        if not (self.training and self._needs_predictions):
+            yield
+            return
         self._features = features
         try:
-            return super().forward(images, features, proposals, targets)
+            yield
         finally:
             self._features = None
             self._box_branch().pooler.forget()
@@ -173,7 +188,8 @@ class PISAMixin(ROIHeads):
         Proposals get the identity of their object, ``OBJECT_FIELD``, too.
 
         Raises:
-            RuntimeError: a sampler needs predictions, and this is not called by ``forward``.
+            RuntimeError: a sampler needs predictions, and this is called neither by ``forward``
+                nor by ``choose_samples``.
         """
         targets = with_object_ids(targets)
         if self.proposal_append_gt:
@@ -227,7 +243,8 @@ class PISAMixin(ROIHeads):
         if self._features is None:
             raise RuntimeError(
                 f"{type(self.positive_sampler).__name__} or {type(self.negative_sampler).__name__} "
-                "needs features: label_and_sample_proposals must be called by forward."
+                "needs features: call forward or choose_samples of the ROI heads instead of "
+                "label_and_sample_proposals."
             )
         branch = self._box_branch()
         outputs, pooled = predict_all(

@@ -65,7 +65,7 @@ def weigh_positives(model: torch.nn.Module, inputs: dict) -> Positives:
         features = model.backbone(images.tensor)
         targets = [inputs["instances"]]
         proposals, _ = model.proposal_generator(images, features, targets)
-        sampled = heads.label_and_sample_proposals(proposals, targets)[0]
+        sampled = heads.choose_samples(features, proposals, targets)[0]
     positives = sampled[sampled.gt_classes < heads.num_classes]
     pooled = heads.box_pooler(
         [features[name] for name in heads.box_in_features], [positives.proposal_boxes]

@@ -14,7 +14,9 @@ from torchvision.ops import box_iou, nms
 from pisa_d2.config import CARL, ISR, NegativeISR
 from pisa_d2.ranking import largest_count, rank_negatives
 from pisa_d2.roi_heads.fast_rcnn import (
+    MAX_RANK_FIELD,
     OBJECT_FIELD,
+    RANK_FIELD,
     PISAFastRCNNOutputLayers,
     negative_weights,
     positive_weights,
@@ -204,12 +206,75 @@ def test_isr_n_weighs_negatives_as_the_equations_say(score_thresh):
     assert expected.unique().numel() > 10
 
 
+def test_isr_n_takes_the_ranks_that_the_sampler_gave():
+    proposals = sample_batch()
+    predictions = predict(proposals)
+    generator = torch.Generator().manual_seed(3)
+    for n_max, p in zip((30, 40, 50), proposals, strict=True):
+        p.set(RANK_FIELD, torch.randint(n_max, (len(p),), generator=generator))
+        p.set(MAX_RANK_FIELD, torch.full((len(p),), n_max))
+    weights = weights_in_gradient(build(isr_n=PARTS["isr_n"]), proposals, predictions)
+    classes = torch.cat([p.gt_classes for p in proposals])
+    ranks = torch.cat([p.get(RANK_FIELD) for p in proposals])
+    n_max = torch.cat([p.get(MAX_RANK_FIELD) for p in proposals])
+    negative = classes == NUM_CLASSES
+    expected = ((n_max - ranks) / n_max) ** 0.5
+    losses = F.cross_entropy(predictions[0].detach(), classes, reduction="none")
+    expected *= losses[negative].sum() / (expected * losses)[negative].sum()
+    expected = torch.where(negative, expected, 1.0)
+    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_isr_n_weighs_all_negatives_alike_where_none_is_scored_high_enough():
     proposals = sample_batch()
     predictions = predict(proposals)
     isr_n = NegativeISR(gamma=0.5, beta=0.0, nms_thresh=0.5, score_thresh=1.0)
     weights = weights_in_gradient(build(isr_n=isr_n), proposals, predictions)
     torch.testing.assert_close(weights, torch.ones_like(weights), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_loss_is_that_of_the_equation_and_its_gradient_that_of_autograd(gamma):
+    proposals = sample_batch()
+    predictions = predict(proposals)
+    classes = torch.cat([p.gt_classes for p in proposals])
+    loss = build(focal_gamma=gamma).losses(predictions, proposals)["loss_cls"]
+    p = predictions[0].softmax(dim=1).gather(1, classes[:, None])
+    expected = -((1 - p) ** gamma * p.log()).mean()
+    torch.testing.assert_close(loss, expected)
+    ours, theirs = (torch.autograd.grad(x, predictions[0])[0] for x in (loss, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_focal_loss_of_gamma_0_is_cross_entropy():
+    proposals = sample_batch()
+    predictions = predict(proposals)
+    ours = build(focal_gamma=0.0).losses(predictions, proposals)
+    theirs = build(FastRCNNOutputLayers).losses(predictions, proposals)
+    assert ours.keys() == theirs.keys()
+    for name, loss in theirs.items():
+        torch.testing.assert_close(ours[name], loss)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_loss_has_a_finite_gradient_where_nothing_is_wrong(gamma):
+    proposals = sample_batch()
+    classes = torch.cat([p.gt_classes for p in proposals])
+    scores = (200.0 * F.one_hot(classes, NUM_CLASSES + 1)).requires_grad_()
+    deltas = predict(proposals)[1]
+    loss = build(focal_gamma=gamma, **PARTS).losses((scores, deltas), proposals)["loss_cls"]
+    assert loss == 0 and not torch.autograd.grad(loss, scores)[0].any()
+
+
+def test_isr_keeps_the_size_of_focal_loss_and_carl_is_beside_it():
+    proposals = sample_batch()
+    predictions = predict(proposals)
+    plain = build(focal_gamma=2.0).losses(predictions, proposals)
+    ours = build(focal_gamma=2.0, **PARTS).losses(predictions, proposals)
+    torch.testing.assert_close(ours["loss_cls"], plain["loss_cls"])
+    assert ours["loss_carl"] > 0
+    gradients = [torch.autograd.grad(x["loss_cls"], predictions[0])[0] for x in (plain, ours)]
+    assert (gradients[0] - gradients[1]).abs().max() > 1e-3
 
 
 def test_an_isr_of_gamma_0_and_a_carl_of_gamma_0_are_plain_losses():
@@ -406,6 +471,12 @@ needs_sigmoid = pytest.mark.skipif(
     not hasattr(FastRCNNOutputLayers, "sigmoid_cross_entropy_loss"),
     reason="this Detectron2 has no sigmoid cross-entropy for boxes",
 )
+
+
+@needs_sigmoid
+def test_focal_loss_is_refused_with_sigmoid_cross_entropy():
+    with pytest.raises(ValueError, match="FOCAL_LOSS is of the softmax form"):
+        build(focal_gamma=2.0, use_sigmoid_ce=True)
 
 
 @needs_sigmoid

@@ -330,9 +330,7 @@ def test_hard_samples_are_those_of_the_highest_loss_by_stock_detectron2():
     }
     size = ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16, "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False]
     heads = roi_heads(PISAROIHeads, *size, *sampled_by("HardSampler", "HardSampler"))
-    chosen = []
-    heads._forward_box = lambda _, sampled: chosen.extend(sampled) or {}
-    heads.forward(None, features, proposals, targets)
+    chosen = heads.choose_samples(features, proposals, targets)
 
     maps = [features[name] for name in heads.box_in_features]
     for image, (p, target) in enumerate(zip(proposals, targets, strict=True)):
@@ -394,7 +392,7 @@ def test_samplers_that_need_predictions_say_so_where_there_are_no_features():
     heads = roi_heads(PISAROIHeads, *sampled_by("HardSampler", "RandomSampler"))
     targets = [sample["instances"] for sample in random_batch([3])]
     proposals = proposals_around(targets, torch.Generator().manual_seed(0))
-    with pytest.raises(RuntimeError, match="must be called by forward"):
+    with pytest.raises(RuntimeError, match="call forward or choose_samples"):
         heads.label_and_sample_proposals(proposals, targets)
 
 

@@ -1,0 +1,276 @@
+#!/usr/bin/env python3
+"""
+Draw which proposals of an image each sampling strategy trains on, side by side, and tabulate over
+a data set what their negatives are.
+"""
+
+import argparse
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pisa_d2  # isort: skip  (before Detectron2, which it readies)
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads import build_roi_heads
+from detectron2.structures import Instances, pairwise_iou
+from detectron2.utils.events import EventStorage
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
+from tqdm import tqdm
+
+# Of Detectron2 0.6's anchors; nothing that a user could mend.
+warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
+
+# Samplers of the positives and of the negatives.
+STRATEGIES = {
+    "random": ("RandomSampler", "RandomSampler"),
+    "IoU-balanced": ("InstanceBalancedSampler", "IoUBalancedSampler"),
+    "hard": ("HardSampler", "HardSampler"),
+    "prime": ("IoUHLRSampler", "ScoreHLRSampler"),
+}
+PISA_HEADS = {
+    "StandardROIHeads": "PISAROIHeads",
+    "Res5ROIHeads": "PISARes5ROIHeads",
+    "CascadeROIHeads": "PISACascadeROIHeads",
+}
+OVERLAP = 0.05  # IoU above which a negative is more than background
+
+
+@dataclass
+class Samples:
+    """What a strategy chose in an image: (P, 4) and (N, 4) boxes in pixels, and a number each."""
+
+    positives: np.ndarray
+    objects: np.ndarray
+    positive_ious: np.ndarray
+    negatives: np.ndarray
+    negative_ious: np.ndarray
+
+
+@dataclass
+class Totals:
+    """The same over all images seen."""
+
+    num_images: int = 0
+    num_positives: int = 0
+    num_objects: int = 0
+    num_covered: int = 0
+    ious: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, samples: Samples, num_objects: int) -> None:
+        self.num_images += 1
+        self.num_positives += len(samples.positives)
+        self.num_objects += num_objects
+        self.num_covered += len(np.unique(samples.objects))
+        self.ious.append(samples.negative_ious)
+
+
+def setup(config_file: str, options: list[str]) -> CfgNode:
+    cfg = get_cfg()
+    pisa_d2.add_pisa_config(cfg)
+    cfg.merge_from_file(config_file)
+    cfg.merge_from_list(options)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_HEADS.NAME = PISA_HEADS.get(cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NAME)
+    return cfg
+
+
+def parse_strategy(text: str) -> tuple[str, tuple[str, str]]:
+    """A name in STRATEGIES, or the positive and the negative sampler with a + between them."""
+    samplers = STRATEGIES.get(text) or tuple(text.split("+"))
+    if len(samplers) != 2:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is none of {list(STRATEGIES)}, nor of the form POSITIVE+NEGATIVE, such as "
+            "RandomSampler+HardSampler"
+        )
+    return text, (samplers[0], samplers[1])
+
+
+def heads_of_strategies(
+    cfg: CfgNode, model: nn.Module, strategies: dict[str, tuple[str, str]]
+) -> dict[str, nn.Module]:
+    """The model's ROI heads, with the samplers of each strategy."""
+    heads = {}
+    for name, (positive, negative) in strategies.items():
+        cfg = cfg.clone()
+        cfg.MODEL.ROI_HEADS.POSITIVE_SAMPLER.NAME = positive
+        cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.NAME = negative
+        heads[name] = build_roi_heads(cfg, model.backbone.output_shape()).to(model.device)
+        heads[name].load_state_dict(model.roi_heads.state_dict())
+        heads[name].train()
+    return heads
+
+
+@torch.no_grad()
+def sample(model: nn.Module, heads: dict[str, nn.Module], inputs: dict) -> dict[str, Samples]:
+    """What each strategy chooses among the same proposals of one image with its instances."""
+    images = model.preprocess_image([inputs])
+    features = model.backbone(images.tensor)
+    target = inputs["instances"].to(model.device)
+    proposals, _ = model.proposal_generator(images, features, [target])
+    chosen = {}
+    for name, of_strategy in heads.items():
+        samples = of_strategy.choose_samples(features, proposals, [target])[0]
+        chosen[name] = describe(samples, target, of_strategy.num_classes)
+    return chosen
+
+
+def describe(samples: Instances, target: Instances, num_classes: int) -> Samples:
+    boxes, positive = samples.proposal_boxes, samples.gt_classes < num_classes
+    if len(target):
+        ious, objects = pairwise_iou(target.gt_boxes, boxes).max(dim=0)
+    else:
+        ious, objects = (torch.zeros_like(samples.gt_classes) for _ in range(2))
+
+    def numpy(values: Tensor, rows: Tensor) -> np.ndarray:
+        return values[rows].cpu().numpy()
+
+    return Samples(
+        numpy(boxes.tensor, positive),
+        numpy(objects, positive),
+        numpy(ious, positive),
+        numpy(boxes.tensor, ~positive),
+        numpy(ious, ~positive),
+    )
+
+
+def draw(image: np.ndarray, samples: dict[str, Samples], highest: float, path: Path) -> None:
+    """
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        samples: of each strategy.
+        highest: the IoU up to which proposals are negative.
+    """
+    size = 3.6 * image.shape[0] / image.shape[1]
+    figure = Figure(figsize=(3.8 * len(samples), 2 * size + 2.6), dpi=110, layout="constrained")
+    grid = figure.subplots(3, len(samples), squeeze=False, height_ratios=[size, size, 1.8])
+    scale = ScalarMappable(Normalize(0, highest), "viridis")
+    objects = colormaps["tab10"]
+    bins = np.linspace(0, 1, 21)
+    for column, (name, chosen) in zip(grid.T, samples.items(), strict=True):
+        positives = [objects(i % 10) for i in chosen.objects]
+        draw_boxes(column[0], image, chosen.positives, positives)
+        column[0].set_title(f"{name}\n{len(chosen.positives)} positives, coloured by object")
+        order = np.argsort(chosen.negative_ious)
+        draw_boxes(
+            column[1], image, chosen.negatives[order], scale.to_rgba(chosen.negative_ious[order])
+        )
+        share = np.mean(chosen.negative_ious > OVERLAP) if len(chosen.negatives) else 0
+        column[1].set_title(
+            f"{len(chosen.negatives)} negatives, {share:.0%} of IoU above {OVERLAP}"
+        )
+        column[2].hist(
+            [chosen.negative_ious, chosen.positive_ious],
+            bins,
+            stacked=True,
+            color=["tab:gray", "tab:orange"],
+            label=["negatives", "positives"],
+        )
+        column[2].set_xlabel("IoU of the proposal with its object")
+        column[2].sharey(grid[2, 0])
+    grid[2, 0].set_ylabel("proposals")
+    grid[2, 0].legend()
+    figure.colorbar(scale, ax=grid[1], label="IoU of negatives", shrink=0.9)
+    figure.savefig(path)
+
+
+def draw_boxes(axes: Axes, image: np.ndarray, boxes: np.ndarray, colors: np.ndarray | list) -> None:
+    axes.imshow(image, alpha=0.5)
+    axes.set_axis_off()
+    axes.set_xlim(0, image.shape[1])
+    axes.set_ylim(image.shape[0], 0)
+    for (x0, y0, x1, y1), color in zip(boxes, colors, strict=True):
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=color, lw=1.1))
+
+
+def markdown_table(totals: dict[str, Totals]) -> str:
+    lines = [
+        f"| strategy | negatives an image | IoU above {OVERLAP} | mean IoU "
+        "| positives an image | objects with a positive |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, total in totals.items():
+        ious = np.concatenate(total.ious)
+        covered = total.num_covered / max(total.num_objects, 1)
+        lines.append(
+            f"| {name} | {len(ious) / total.num_images:.0f} | {np.mean(ious > OVERLAP):.1%} "
+            f"| {ious.mean():.3f} | {total.num_positives / total.num_images:.1f} | {covered:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=" ".join(__doc__.split()))
+    parser.add_argument("--config-file", required=True, help="of a two-stage detector")
+    parser.add_argument("--dataset", help="registered name (the first of DATASETS.TEST)")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        metavar="INDEX_OR_FILE_NAME",
+        help="images of the data set to draw (its first)",
+    )
+    parser.add_argument("--all", action="store_true", help="tabulate all images of the data set")
+    parser.add_argument(
+        "--strategies",
+        nargs="+",
+        type=parse_strategy,
+        default=list(STRATEGIES.items()),
+        metavar="STRATEGY",
+        help=f"of {', '.join(STRATEGIES)}, or POSITIVE+NEGATIVE sampler",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the samplers")
+    parser.add_argument("--output", type=Path, help="folder for the pictures (OUTPUT_DIR/sampling)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
+    args = parser.parse_args()
+
+    cfg = setup(args.config_file, args.opts)
+    output = args.output or Path(cfg.OUTPUT_DIR) / "sampling"
+    output.mkdir(parents=True, exist_ok=True)
+    model = build_model(cfg).train()
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    heads = heads_of_strategies(cfg, model, dict(args.strategies))
+
+    dataset = args.dataset or cfg.DATASETS.TEST[0]
+    records = get_detection_dataset_dicts([dataset], filter_empty=False)
+    names = [Path(record["file_name"]).name for record in records]
+    unknown = [x for x in args.images or [] if x not in names and not x.isdecimal()]
+    if unknown:
+        parser.error(f"{dataset} has no image of the file name {unknown[0]!r}, such as {names[0]}")
+    drawn = {names.index(x) if x in names else int(x) for x in args.images or ["0"]}
+    if max(drawn) >= len(records):
+        parser.error(f"{dataset} has {len(records)} images: there is no index {max(drawn)}")
+    resize = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    mapper = DatasetMapper(cfg, is_train=True, augmentations=[resize])
+
+    torch.manual_seed(args.seed)
+    totals = {name: Totals() for name in heads}
+    with EventStorage():
+        for i in tqdm(range(len(records)) if args.all else sorted(drawn), desc="images"):
+            inputs = mapper(records[i])
+            samples = sample(model, heads, inputs)
+            for name, of_strategy in samples.items():
+                totals[name].add(of_strategy, len(inputs["instances"]))
+            if i in drawn:
+                image = inputs["image"].permute(1, 2, 0).numpy()
+                image = image[:, :, ::-1] if cfg.INPUT.FORMAT == "BGR" else image
+                path = output / f"{Path(names[i]).stem}.png"
+                draw(image, samples, cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0], path)
+    print(markdown_table(totals))
+    print(f"{output}: {', '.join(Path(names[i]).stem + '.png' for i in sorted(drawn))}")
+
+
+if __name__ == "__main__":
+    main()

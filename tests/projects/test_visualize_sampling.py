@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from helpers import HEADS, ROOT, load_script, random_batch, small_cfg
+from PIL import Image
+
+visualize = load_script("projects/SampleAnalysis/visualize_sampling.py")
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A small model's config and weights, and a data set of two images, one without objects."""
+    records = []
+    for i, sample in enumerate(random_batch([4, 0])):
+        path = tmp_path / f"image{i}.png"
+        Image.fromarray(sample["image"].permute(1, 2, 0).numpy()).save(path)
+        boxes, classes = sample["instances"].gt_boxes.tensor, sample["instances"].gt_classes
+        annotations = [
+            {"bbox": box, "bbox_mode": 0, "category_id": class_}
+            for box, class_ in zip(boxes.tolist(), classes.tolist(), strict=True)
+        ]
+        size = {"height": 96, "width": 128}
+        record = {"file_name": str(path), "image_id": i, "annotations": annotations}
+        records.append({**record, **size})
+    DatasetCatalog.register("two_images", lambda: json.loads(json.dumps(records)))
+    MetadataCatalog.get("two_images").thing_classes = ["a", "b", "c"]
+    cfg = small_cfg("DATASETS.TEST", ("two_images",), "OUTPUT_DIR", str(tmp_path))
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump())
+    yield path
+    DatasetCatalog.remove("two_images")
+    MetadataCatalog.remove("two_images")
+
+
+def run(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["visualize_sampling.py", *map(str, words)])
+    visualize.main()
+
+
+def test_a_picture_of_each_image_and_a_row_for_each_strategy(config, monkeypatch, capsys):
+    words = ["--strategies", "random", "prime", "RandomSampler+HardSampler", "--images", 0]
+    run(monkeypatch, "--config-file", config, *words, "image1.png")
+    for name in ("image0.png", "image1.png"):
+        assert (config.parent / "sampling" / name).read_bytes().startswith(b"\x89PNG")
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:5]]
+    assert [row[0].strip() for row in rows] == ["random", "prime", "RandomSampler+HardSampler"]
+    assert all(0 <= float(row[2].strip(" %")) <= 100 for row in rows)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_samples_are_those_of_each_strategy(heads):
+    torch.manual_seed(0)
+    opts = [*HEADS[heads], "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16]
+    cfg = small_cfg(*opts)
+    model = visualize.build_model(cfg).train()
+    of_strategies = visualize.heads_of_strategies(cfg, model, visualize.STRATEGIES)
+    inputs = random_batch([4])[0]
+    with visualize.EventStorage():
+        chosen = visualize.sample(model, of_strategies, inputs)
+    assert list(chosen) == list(visualize.STRATEGIES)
+    for samples in chosen.values():
+        assert len(samples.positives) + len(samples.negatives) == 16
+        assert (samples.positive_ious >= 0.5).all() and (samples.negative_ious < 0.5).all()
+    counts = np.unique(chosen["IoU-balanced"].objects, return_counts=True)[1]
+    assert len(counts) == 4
+
+
+def test_heads_of_detectron2_are_taken_for_those_of_this_package():
+    config = str(ROOT / "configs/BCCD/faster_rcnn_R_18_FPN.yaml")
+    assert visualize.setup(config, []).MODEL.ROI_HEADS.NAME == "PISAROIHeads"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--images", "2"], "there is no index 2"),
+        (["--images", "cell.png"], "no image of the file name 'cell.png'"),
+        (["--strategies", "best"], "'best' is none of"),
+    ],
+)
+def test_wrong_arguments_are_named(words, message, config, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--config-file", config, *words)
+    assert message in capsys.readouterr().err
