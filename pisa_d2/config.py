@@ -49,6 +49,9 @@ def add_pisa_config(cfg: CN) -> None:
     # Prime Sample Attention, https://arxiv.org/abs/1904.04821
     cfg.MODEL.PISA = CN()
 
+    # Stages of a cascade, from 0, that have the parts below; empty for all.
+    cfg.MODEL.PISA.CASCADE_STAGES = []
+
     # Importance-based sample reweighting of the classification loss. A sample of rank r (from 0)
     # among n weighs ((1 - BETA) * (n - r) / n + BETA) ** GAMMA, scaled to keep the total loss.
     # GAMMA >= 0: 0 weighs all alike, larger values favour the first ranks more.
@@ -189,6 +192,22 @@ def pisa_settings(cfg: CN) -> dict[str, Any]:
         "isr_n": _read(NegativeISR, cfg, "ISR_N"),
         "carl": _read(CARL, cfg, "CARL"),
     }
+
+
+def cascade_stages(cfg: CN, num_stages: int) -> list[bool]:
+    """
+    Whether each stage of a cascade has the parts of PISA.
+
+    Raises:
+        ValueError: ``MODEL.PISA.CASCADE_STAGES`` names one that the cascade has not.
+    """
+    stages = cfg.MODEL.PISA.CASCADE_STAGES
+    if any(stage not in range(num_stages) for stage in stages):
+        raise ValueError(
+            f"MODEL.PISA.CASCADE_STAGES = {stages!r} is not allowed: the stages are "
+            f"{list(range(num_stages))}."
+        )
+    return [not stages or stage in stages for stage in range(num_stages)]
 
 
 def focal_gamma(cfg: CN) -> float | None:

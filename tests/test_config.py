@@ -7,7 +7,14 @@ from detectron2.modeling import build_model
 from helpers import ROOT, load_cfg, sampled_by
 
 from pisa_d2 import add_pisa_config
-from pisa_d2.config import CARL, ISR, NegativeISR, focal_gamma, pisa_settings
+from pisa_d2.config import (
+    CARL,
+    ISR,
+    NegativeISR,
+    cascade_stages,
+    focal_gamma,
+    pisa_settings,
+)
 from pisa_d2.matcher import build_proposal_matcher
 from pisa_d2.samplers import build_proposal_sampler
 
@@ -43,10 +50,23 @@ def test_every_key_is_read():
     read = {f"{part}.ENABLED" for part in ("ISR_P", "ISR_N", "CARL")}
     for part, cls in (("ISR_P", ISR), ("ISR_N", NegativeISR), ("CARL", CARL)):
         read |= {f"{part}.{field.name.upper()}" for field in fields(cls)}
-    assert read == {name for name, _ in flatten(new_cfg().MODEL.PISA)}
+    assert {*read, "CASCADE_STAGES"} == {name for name, _ in flatten(new_cfg().MODEL.PISA)}
     for name in read:
         value = not new_cfg().MODEL.PISA.ISR_P.ENABLED if name.endswith("ENABLED") else 0.25
         assert pisa_settings(new_cfg(f"MODEL.PISA.{name}", value)) != pisa_settings(new_cfg())
+
+
+@pytest.mark.parametrize(
+    "stages, expected",
+    [([], [True] * 3), ([2], [False, False, True]), ([0, 2], [True, False, True])],
+)
+def test_stages_of_a_cascade_are_those_named_or_all(stages, expected):
+    assert cascade_stages(new_cfg("MODEL.PISA.CASCADE_STAGES", stages), 3) == expected
+
+
+def test_a_stage_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"CASCADE_STAGES = \[3\].*stages are \[0, 1, 2\]"):
+        cascade_stages(new_cfg("MODEL.PISA.CASCADE_STAGES", [3]), 3)
 
 
 def test_every_key_of_the_samplers_and_the_loss_is_read():
@@ -114,6 +134,11 @@ def test_a_wrong_value_is_refused_when_the_model_is_built(key, value, allowed, e
     )
     with pytest.raises(ValueError, match=rf"MODEL\.PISA\.{key} = {value}.*{allowed}"):
         build_model(cfg)
+
+
+def test_a_wrong_gamma_of_focal_loss_is_refused():
+    with pytest.raises(ValueError, match=r"FOCAL_LOSS\.GAMMA = -1\.0.*at least 0"):
+        focal_gamma(new_cfg("MODEL.ROI_BOX_HEAD.FOCAL_LOSS.GAMMA", -1.0))
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..config import pisa_settings
+from ..config import cascade_stages, pisa_settings
 from ..matcher import ProposalMatcher, build_proposal_matcher
 from ..samplers import Candidates, Predictions, ProposalSampler, build_proposal_sampler
 from .fast_rcnn import MAX_RANK_FIELD, OBJECT_FIELD, RANK_FIELD, PISAFastRCNNOutputLayers
@@ -60,6 +60,14 @@ def _take(
             if name.startswith("gt_") and not samples.has(name):
                 samples.set(name, value[objects])
     return samples
+
+
+def _without_pisa(cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    for part in ("ISR_P", "ISR_N", "CARL"):
+        cfg.MODEL.PISA[part].ENABLED = False
+    return cfg
 
 
 class PISAMixin(ROIHeads):
@@ -118,7 +126,13 @@ class PISAMixin(ROIHeads):
         pisa_settings(cfg)  # says so if the keys are missing
         ret = super().from_config(cfg, *args, **kwargs)
         if "box_predictors" in ret:  # a cascade
-            ret["box_predictors"] = [cls._with_pisa(cfg, p) for p in ret["box_predictors"]]
+            predictors = ret["box_predictors"]
+            ret["box_predictors"] = [
+                cls._with_pisa(cfg if on else _without_pisa(cfg), predictor)
+                for on, predictor in zip(
+                    cascade_stages(cfg, len(predictors)), predictors, strict=True
+                )
+            ]
             ret["proposal_matchers"] = cls._matchers_of_stages(cfg)
         else:
             ret["box_predictor"] = cls._with_pisa(cfg, ret["box_predictor"])

@@ -542,6 +542,30 @@ def test_objects_keep_their_identity_through_the_stages_of_a_cascade():
             assert torch.equal(p.gt_classes < 3, ious >= iou)
 
 
+def test_stages_of_a_cascade_can_go_without():
+    opts = [*HEADS["PISACascadeROIHeads"], "MODEL.PISA.CASCADE_STAGES", [0, 2]]
+    predictors = build(*opts).roi_heads.box_predictor
+    assert [p.isr_p is not None for p in predictors] == [True, False, True]
+    losses = losses_of(build(*opts, *sampled_by("RandomSampler", "HardSampler")), random_batch([3]))
+    assert "loss_carl_stage0" in losses and "loss_carl_stage1" not in losses
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_focal_loss_trains_with_isr_and_carl(heads):
+    focal = ["MODEL.ROI_BOX_HEAD.FOCAL_LOSS.ENABLED", True]
+    batch = random_batch([3, 5])
+    ours, cross_entropy = (
+        losses_of(build(*HEADS[heads], *focal), batch),
+        losses_of(build(*HEADS[heads]), batch),
+    )
+    assert ours.keys() == cross_entropy.keys()
+    for name, loss in cross_entropy.items():
+        if name.startswith("loss_cls"):
+            assert 0 < ours[name] < loss
+        else:
+            torch.testing.assert_close(ours[name], loss)
+
+
 def test_every_stage_of_a_cascade_has_isr_and_carl():
     batch = random_batch([3, 5])
     ours = losses_of(build(*HEADS["PISACascadeROIHeads"]), batch)
