@@ -18,48 +18,12 @@ from torch import Tensor, nn
 from ..config import cascade_stages, pisa_settings
 from ..matcher import ProposalMatcher, build_proposal_matcher
 from ..samplers import Candidates, Predictions, ProposalSampler, build_proposal_sampler
-from .fast_rcnn import MAX_RANK_FIELD, OBJECT_FIELD, RANK_FIELD, PISAFastRCNNOutputLayers
+from .fast_rcnn import OBJECT_FIELD, PISAFastRCNNOutputLayers
 from .pooling import ReusingPooler
-from .sampling import Choice, choose, choose_jointly, is_joint, is_positive
+from .sampling import choose, choose_jointly, is_joint, is_positive, take, with_object_ids
 from .scoring import BoxBranch, predict_all
 
 logger = logging.getLogger(__name__)
-
-
-def with_object_ids(targets: list[Instances]) -> list[Instances]:
-    """
-    Copies of the targets, whose objects are numbered through the batch in ``OBJECT_FIELD``.
-    Detectron2 hands every ``gt_`` field of a target to the proposals that match it.
-    """
-    numbered = []
-    first = 0
-    for target in targets:
-        ids = torch.arange(first, first + len(target), device=target.gt_boxes.device)
-        copy = Instances(target.image_size, **target.get_fields())
-        copy.set(OBJECT_FIELD, ids)
-        numbered.append(copy)
-        first += len(target)
-    return numbered
-
-
-def _take(
-    choice: Choice, candidates: Candidates, proposals: Instances, targets: Instances
-) -> Instances:
-    """The chosen proposals of an image, labelled."""
-    indices = choice.indices
-    samples = proposals[indices]
-    samples.gt_classes = candidates.classes[indices]
-    if choice.ranks is not None:
-        ranks, n_max = choice.ranks
-        samples.set(RANK_FIELD, torch.cat([torch.zeros_like(choice.positives), ranks]))
-        samples.set(MAX_RANK_FIELD, n_max.expand(len(indices)))
-    if len(targets) > 0:
-        # Every gt_ field of the target goes along, such as masks.
-        objects = candidates.objects[indices]
-        for name, value in targets.get_fields().items():
-            if name.startswith("gt_") and not samples.has(name):
-                samples.set(name, value[objects])
-    return samples
 
 
 def _without_pisa(cfg: CfgNode) -> CfgNode:
@@ -223,7 +187,7 @@ class PISAMixin(ROIHeads):
             choices = [choose(c, *samplers, *quota, self.num_classes) for c in batch]
 
         sampled = [
-            _take(choice, candidates, *pair)
+            take(choice, candidates, *pair)
             for choice, candidates, pair in zip(choices, batch, pairs, strict=True)
         ]
         if pooled is not None:

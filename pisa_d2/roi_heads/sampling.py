@@ -4,10 +4,28 @@ from typing import NamedTuple, TypeGuard
 
 import torch
 from detectron2.layers import nonzero_tuple
+from detectron2.structures import Instances
 from torch import Tensor
 
 from ..samplers import Candidates, ProposalSampler
 from ..samplers.predicted import HardSampler
+from .fast_rcnn import MAX_RANK_FIELD, OBJECT_FIELD, RANK_FIELD
+
+
+def with_object_ids(targets: list[Instances]) -> list[Instances]:
+    """
+    Copies of the targets, whose objects are numbered through the batch in ``OBJECT_FIELD``.
+    Detectron2 hands every ``gt_`` field of a target to the proposals that match it.
+    """
+    numbered = []
+    first = 0
+    for target in targets:
+        ids = torch.arange(first, first + len(target), device=target.gt_boxes.device)
+        copy = Instances(target.image_size, **target.get_fields())
+        copy.set(OBJECT_FIELD, ids)
+        numbered.append(copy)
+        first += len(target)
+    return numbered
 
 
 class Choice(NamedTuple):
@@ -82,3 +100,31 @@ def choose_jointly(
         positives, negatives = (nonzero_tuple(chosen & kind)[0] for kind in (positive, ~positive))
         choices.append(Choice(positives, negatives))
     return choices
+
+
+def take(
+    choice: Choice, candidates: Candidates, proposals: Instances, targets: Instances
+) -> Instances:
+    """
+    The chosen proposals of an image, labelled.
+
+    Args:
+        choice: among the proposals.
+        candidates: the proposals, matched to ``targets``.
+        proposals: those of an image, with any fields.
+        targets: its objects, whose ``gt_`` fields are handed to the proposals.
+    """
+    indices = choice.indices
+    samples = proposals[indices]
+    samples.gt_classes = candidates.classes[indices]
+    if choice.ranks is not None:
+        ranks, n_max = choice.ranks
+        samples.set(RANK_FIELD, torch.cat([torch.zeros_like(choice.positives), ranks]))
+        samples.set(MAX_RANK_FIELD, n_max.expand(len(indices)))
+    if len(targets) > 0:
+        # Every gt_ field of the target goes along, such as masks.
+        objects = candidates.objects[indices]
+        for name, value in targets.get_fields().items():
+            if name.startswith("gt_") and not samples.has(name):
+                samples.set(name, value[objects])
+    return samples

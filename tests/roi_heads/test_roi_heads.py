@@ -31,7 +31,7 @@ from pisa_d2 import (
 from pisa_d2.hlr import box_iou, hierarchical_local_rank
 from pisa_d2.roi_heads import scoring
 from pisa_d2.roi_heads.fast_rcnn import MAX_RANK_FIELD, OBJECT_FIELD, RANK_FIELD
-from pisa_d2.roi_heads.roi_heads import with_object_ids
+from pisa_d2.roi_heads.sampling import with_object_ids
 
 ALL_OFF = switch(False, False, False)
 STOCK = stock("PISAROIHeads")
