@@ -130,8 +130,9 @@ def test_a_checkpoint_loads_in_stock_and_the_reverse(tmp_path, trained, loaded):
     assert_same_detections(detections_of(other, batch), detections_of(model, batch))
 
 
-def test_bfloat16_autocast_gives_finite_losses_and_gradients():
-    model = build()
+@pytest.mark.parametrize("heads", HEADS)
+def test_bfloat16_autocast_gives_finite_losses_and_gradients(heads):
+    model = build(*HEADS[heads])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = losses_of(model, random_batch([3, 5]))
     sum(losses.values()).backward()
@@ -139,13 +140,43 @@ def test_bfloat16_autocast_gives_finite_losses_and_gradients():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_a_batch_without_positives_reaches_every_parameter_that_stock_reaches():
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_batch_without_positives_reaches_every_parameter_that_stock_reaches(heads):
     def touched(*opts):
         model = build("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False, *opts)
-        sum(losses_of(model, random_batch([0, 0])).values()).backward()
+        losses = losses_of(model, random_batch([0, 0]))
+        assert all(loss.shape == () for loss in losses.values())
+        sum(losses.values()).backward()
         return {name for name, p in model.named_parameters() if p.grad is not None}
 
-    assert touched() == touched(*STOCK)
+    assert touched(*HEADS[heads]) == touched(*stock(heads))
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("box_loss", ["smooth_l1", "giou", "diou", "ciou"])
+def test_carl_is_of_the_size_of_the_box_loss_whichever_type_it_has(heads, box_loss):
+    opts = [*HEADS[heads], "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", box_loss]
+    losses = losses_of(build(*opts), random_batch([3, 5]))
+    pairs = {
+        name: (loss, losses[name.replace("box_reg", "carl")])
+        for name, loss in losses.items()
+        if name.startswith("loss_box_reg")
+    }
+    assert len(pairs) == (3 if "Cascade" in heads else 1)
+    # An untrained classifier gives all positives about the same weight.
+    assert all(loss / 2 < carl < 2 * loss for loss, carl in pairs.values())
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_step_leaves_its_inputs_alone(heads):
+    batch, untouched = random_batch([3, 0, 5]), random_batch([3, 0, 5])
+    losses_of(build(*HEADS[heads], *sampled_by("HardSampler", "ScoreHLRSampler")), batch)
+    for after, before in zip(batch, untouched, strict=True):
+        assert torch.equal(after["image"], before["image"])
+        ours, theirs = after["instances"], before["instances"]
+        assert ours.get_fields().keys() == theirs.get_fields().keys()
+        assert torch.equal(ours.gt_boxes.tensor, theirs.gt_boxes.tensor)
+        assert torch.equal(ours.gt_classes, theirs.gt_classes)
 
 
 def test_training_lowers_the_losses():
