@@ -31,9 +31,14 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def _take(values: Tensor, order: Tensor) -> Tensor:
+    # values[order] takes seven times as long for a million values on a CPU.
+    return values.index_select(0, order)
+
+
 def refine_order(order: Tensor, keys: Tensor) -> Tensor:
     """Sort by ``keys``; samples of equal key stay in the sequence of ``order``."""
-    return order[keys[order].sort(stable=True).indices]
+    return _take(order, _take(keys, order).sort(stable=True).indices)
 
 
 def _run_starts(*sorted_keys: Tensor) -> Tensor:
@@ -78,7 +83,7 @@ def local_rank(values: Tensor, groups: Tensor) -> Tensor:
     if values.numel() == 0:
         return torch.zeros_like(groups, dtype=torch.int64)
     order = refine_order(descending_order(values), groups)
-    return _inverse(order, _position_in_run(_run_starts(groups[order])))
+    return _inverse(order, _position_in_run(_run_starts(_take(groups, order))))
 
 
 def hierarchical_local_rank(
@@ -113,17 +118,17 @@ def hierarchical_local_rank(
     order = refine_order(by_value, groups)
     if partitions is None:
         partition_ids = torch.zeros_like(order)
-        in_group = _position_in_run(_run_starts(groups[order]))
+        in_group = _position_in_run(_run_starts(_take(groups, order)))
     else:
         order = refine_order(order, partitions)
-        starts = _run_starts(partitions[order])
+        starts = _run_starts(_take(partitions, order))
         partition_ids = _inverse(order, starts.cumsum(dim=0) - 1)
-        in_group = _position_in_run(_run_starts(partitions[order], groups[order]))
+        in_group = _position_in_run(_run_starts(_take(partitions, order), _take(groups, order)))
     # One integer key for (partition, local rank); the value decides between equal keys through
     # the stable sort, not by being added to the key, which would cost it its last digits.
     keys = partition_ids * len(order) + _inverse(order, in_group)
     order = refine_order(by_value, keys)
-    return _inverse(order, _position_in_run(_run_starts(partition_ids[order])))
+    return _inverse(order, _position_in_run(_run_starts(_take(partition_ids, order))))
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:

@@ -16,7 +16,10 @@ IMAGE_SIZE = (96, 128)
 
 
 def load_script(path: str) -> ModuleType:
-    """Import a script of this repository by its path."""
+    """Import a script of this repository by its path, with the modules beside it in reach."""
+    folder = str((ROOT / path).parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up

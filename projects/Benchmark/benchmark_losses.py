@@ -5,9 +5,11 @@ Detectron2's own losses, with PISA's and with PISA's written as loops over class
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import loops
+from timing import Timing, in_turn
 
 import pisa_d2  # isort: skip  (before Detectron2, which it readies)
 
@@ -19,8 +21,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import box_iou, nms
-from tqdm import trange
+from torchvision.ops import box_iou
 
 from pisa_d2.roi_heads.fast_rcnn import OBJECT_FIELD, PISAFastRCNNOutputLayers
 
@@ -56,21 +57,12 @@ class LoopedPISA(PISAFastRCNNOutputLayers):
             i: box_iou(box[None], gt_boxes[i : i + 1]).item()
             for i, box in zip(positives.tolist(), boxes, strict=True)
         }
-        orders = []
-        for class_ in gt_classes[positives].unique():
-            order = []
-            of_class = positives[gt_classes[positives] == class_]
-            for object_ in objects[of_class].unique():
-                members = of_class[objects[of_class] == object_].tolist()
-                members.sort(key=lambda i: -ious[i])
-                order += [(rank, -ious[i], i) for rank, i in enumerate(members)]
-            orders.append([i for _, _, i in sorted(order)])
-        n_max = max(len(order) for order in orders)
-        for order in orders:
-            for rank, i in enumerate(order):
-                weights[i] = ((n_max - rank) / n_max) ** self.isr_p.gamma
-        kept = cls_losses[positives]
-        weights[positives] *= kept.sum() / (weights[positives] * kept).sum()
+        ious = torch.tensor([ious[i] for i in positives.tolist()])
+        classes, kept = gt_classes[positives], cls_losses[positives]
+        ranks = loops.hierarchical_local_rank(ious, objects[positives], classes)
+        weights[positives] = loops.importance_weights(
+            ranks, classes, self.isr_p.gamma, self.isr_p.beta, kept
+        )
 
     def _weigh_negatives(self, scores, deltas, proposals, cls_losses, weights) -> None:
         gt_classes = torch.cat([p.gt_classes for p in proposals])
@@ -84,18 +76,12 @@ class LoopedPISA(PISAFastRCNNOutputLayers):
             of_image = negatives[inside]
             ranked = of_image[probs[of_image] > self.isr_n.score_thresh]
             boxes = self._boxes(deltas, proposals, ranked, top[ranked])
-            kept = nms(boxes, probs[ranked], self.isr_n.nms_thresh)
-            groups: dict[int, list[tuple[float, int]]] = {}
-            for k, i in enumerate(ranked.tolist()):
-                ious = box_iou(boxes[k : k + 1], boxes[kept])[0]
-                head = k if k in kept else int(kept[ious > self.isr_n.nms_thresh][0])
-                groups.setdefault(head, []).append((-probs[i].item(), i))
-            order = []
-            for members in groups.values():
-                order += [(rank, score, i) for rank, (score, i) in enumerate(sorted(members))]
-            last = max(len(order) - 1, 0)
+            groups = loops.nms_groups(boxes, probs[ranked], self.isr_n.nms_thresh)
+            everything = torch.zeros_like(groups)
+            ranks = loops.hierarchical_local_rank(probs[ranked], groups, everything)
+            last = max(len(ranked) - 1, 0)
             weights[of_image] = ((n_max - last) / n_max) ** self.isr_n.gamma
-            for rank, (_, _, i) in enumerate(sorted(order)):
+            for i, rank in zip(ranked.tolist(), ranks.tolist(), strict=True):
                 weights[i] = ((n_max - rank) / n_max) ** self.isr_n.gamma
         kept_losses = cls_losses[negatives]
         weights[negatives] *= kept_losses.sum() / (weights[negatives] * kept_losses).sum()
@@ -104,17 +90,15 @@ class LoopedPISA(PISAFastRCNNOutputLayers):
         gt_classes = torch.cat([p.gt_classes for p in proposals])
         gt_boxes = torch.cat([p.gt_boxes.tensor for p in proposals])
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        values, box_losses = [], []
+        probs, box_losses = [], []
         for i in (gt_classes < self.num_classes).nonzero()[:, 0].tolist():
             own = deltas[i].view(-1, 4)[gt_classes[i]]
             target = self.box2box_transform.get_deltas(boxes[i : i + 1], gt_boxes[i : i + 1])[0]
             box_losses.append(
                 F.smooth_l1_loss(own, target, beta=self.smooth_l1_beta, reduction="sum")
             )
-            prob = scores[i].softmax(dim=0)[gt_classes[i]]
-            values.append(((1 - self.carl.beta) * prob + self.carl.beta) ** self.carl.gamma)
-        mean = sum(values) / len(values)
-        total = sum(v / mean * loss for v, loss in zip(values, box_losses, strict=True))
+            probs.append(scores[i].softmax(dim=0)[gt_classes[i]])
+        total = loops.carl(probs, box_losses, self.carl.gamma, self.carl.beta)
         return total / len(scores)
 
     def _boxes(self, deltas, proposals, rows, classes) -> Tensor:
@@ -123,10 +107,18 @@ class LoopedPISA(PISAFastRCNNOutputLayers):
         return self.box2box_transform.apply_deltas(own, boxes)
 
 
-def make_batch(
-    num_images: int, num_samples: int, num_objects: int, num_classes: int, device: str
-) -> tuple[list[Instances], Tensor, Tensor]:
+class Shape(NamedTuple):
+    """Of a batch: images, samples and objects of each, and classes."""
+
+    images: int
+    samples: int
+    objects: int
+    classes: int
+
+
+def make_batch(shape: Shape, device: str) -> tuple[list[Instances], Tensor, Tensor]:
     """Sampled proposals, a quarter positive, with logits and deltas as in the midst of training."""
+    num_images, num_samples, num_objects, num_classes = shape
     generator = torch.Generator().manual_seed(0)
     height, width = IMAGE_SIZE
     num_positives = num_samples // 4
@@ -159,22 +151,37 @@ def make_batch(
     return proposals, scores.to(device), deltas.to(device)
 
 
-def timed(function: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def build_cfg(num_classes: int) -> CfgNode:
     cfg = get_cfg()
     pisa_d2.add_pisa_config(cfg)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
     cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA = 1.0
     return cfg
+
+
+def run(shape: Shape, rounds: int, device: str) -> dict[str, Timing]:
+    """The losses of one batch, forward and backward, after it was checked that they are equal."""
+    cfg = build_cfg(shape.classes)
+    proposals, scores, deltas = make_batch(shape, device)
+    channels = ShapeSpec(channels=CHANNELS)
+    predictors = {
+        "Detectron2": FastRCNNOutputLayers(cfg, channels),
+        "PISA": PISAFastRCNNOutputLayers(cfg, channels),
+        "PISA by loops": LoopedPISA(cfg, channels),
+    }
+
+    def step(name: str) -> dict[str, Tensor]:
+        predictions = scores.requires_grad_(), deltas.requires_grad_()
+        losses = predictors[name].losses(predictions, proposals)
+        torch.autograd.grad(sum(losses.values()), predictions)
+        return losses
+
+    with EventStorage():
+        ours = step("PISA")
+        for name, loss in step("PISA by loops").items():
+            torch.testing.assert_close(ours[name], loss, rtol=1e-4, atol=1e-5)
+        functions = {name: partial(step, name) for name in predictors}
+        return in_turn(functions, "Detectron2", rounds, device)
 
 
 def main() -> None:
@@ -187,46 +194,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()
 
-    cfg = build_cfg(args.classes)
-    proposals, scores, deltas = make_batch(
-        args.images, args.samples, args.objects, args.classes, args.device
-    )
-    shape = ShapeSpec(channels=CHANNELS)
-    predictors = {
-        "Detectron2": FastRCNNOutputLayers(cfg, shape),
-        "PISA": PISAFastRCNNOutputLayers(cfg, shape),
-        "PISA by loops": LoopedPISA(cfg, shape),
-    }
-
-    def step(name: str) -> dict[str, Tensor]:
-        predictions = scores.requires_grad_(), deltas.requires_grad_()
-        losses = predictors[name].losses(predictions, proposals)
-        torch.autograd.grad(sum(losses.values()), predictions)
-        return losses
-
-    seconds: dict[str, list[float]] = {name: [] for name in predictors}
-    with EventStorage():
-        by_loops, ours = step("PISA by loops"), step("PISA")
-        for name, loss in by_loops.items():
-            torch.testing.assert_close(ours[name], loss, rtol=1e-4, atol=1e-5)
-        for name in predictors:
-            step(name)
-        for _ in trange(args.rounds, desc="rounds"):
-            for name in predictors:
-                seconds[name].append(timed(lambda name=name: step(name), args.device))
-
+    shape = Shape(args.images, args.samples, args.objects, args.classes)
+    timings = run(shape, args.rounds, args.device)
     print(
         f"{args.images} x {args.samples} samples, {args.objects} objects an image, {args.classes} "
         f"classes, forward and backward, {args.device}, torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads, median of {args.rounds}"
     )
-    plain = statistics.median(seconds["Detectron2"])
     print("| losses | ms | quartiles | ratio to Detectron2 |\n|---|---|---|---|")
-    for name, values in seconds.items():
-        low, median, high = statistics.quantiles(values, n=4)
+    for name, (low, median, high, ratio) in timings.items():
         print(
-            f"| {name} | {1e3 * median:.2f} | {1e3 * low:.2f} to {1e3 * high:.2f} "
-            f"| {median / plain:.2f} |"
+            f"| {name} | {1e3 * median:.2f} | {1e3 * low:.2f} to {1e3 * high:.2f} | {ratio:.2f} |"
         )
 
 

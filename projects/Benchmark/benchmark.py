@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""
+What each part of pisa_d2 costs, and how the cost grows: tables (markdown and CSV) and a plot.
+
+Everything is measured in turn in one run. Read the ratios: times depend on the machine and on what
+else it does.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import benchmark_data
+import benchmark_losses
+import benchmark_parts
+import benchmark_steps
+import detectron2
+import report
+import torch
+import yaml
+from benchmark_losses import Shape
+from benchmark_parts import Part
+from report import Row
+
+HERE = Path(__file__).resolve().parent
+CONFIGS = HERE.parents[1] / "configs"
+DIGITS = CONFIGS / "Digits/pisa_faster_rcnn_R_18_FPN.yaml"
+
+
+class Model(NamedTuple):
+    """What training steps are measured of, at which size."""
+
+    name: str
+    config: Path
+    images: int
+    size: tuple[int, int]
+    samples: int
+
+
+ON_CPU = [Model("R18-FPN", DIGITS, 4, (240, 320), 128)]
+FASTER_RCNN = CONFIGS / "COCO-Detection/pisa_faster_rcnn_R_50_FPN_1x.yaml"
+RETINANET = CONFIGS / "COCO-Detection/pisa_retinanet_R_50_FPN_1x.yaml"
+FULL_SIZE = [
+    Model("Faster R-CNN R50-FPN", FASTER_RCNN, 2, (800, 1333), 512),
+    Model("Faster R-CNN R50-FPN", FASTER_RCNN, 16, (800, 1333), 512),
+    Model("RetinaNet R50-FPN", RETINANET, 2, (800, 1333), 512),
+    Model("RetinaNet R50-FPN", RETINANET, 16, (800, 1333), 512),
+]
+
+
+def measure_parts(device: str, rounds: int) -> tuple[list[Row], list[Part]]:
+    parts = benchmark_parts.run(device, rounds, benchmark_parts.SIZES, benchmark_parts.NMS_SIZES)
+    rows = []
+    for part in parts:
+        base = {"ours": "sort", "loops": "ours", "sort": "sort"}
+        rows += [
+            Row(
+                *("parts", f"{part.name}, {name}", part.size, timing.median, base[name]),
+                timing.ratio,
+                part.peak if name == "ours" else None,
+            )
+            for name, timing in part.timings.items()
+        ]
+    return rows, parts
+
+
+def measure_losses(model: Model, classes: int, device: str, rounds: int) -> list[Row]:
+    shape = Shape(model.images, model.samples, 10, classes)
+    timings = benchmark_losses.run(shape, rounds, device)
+    size = f"{shape.images} x {shape.samples} samples, {classes} classes"
+    return [
+        Row("losses", name, size, timing.median, "Detectron2", timing.ratio)
+        for name, timing in timings.items()
+    ]
+
+
+def measure_steps(
+    model: Model, classes: int, device: str, rounds: int
+) -> tuple[list[Row], dict[str, dict[str, float]]]:
+    cfg = benchmark_steps.setup(str(model.config), [], device)
+    batch = benchmark_steps.make_batch(classes, model.images, model.size, objects=10)
+    steps, parts = benchmark_steps.run(cfg, batch, rounds, device)
+    size = f"{model.name}, {model.images} x {model.size[0]} x {model.size[1]}"
+    base = benchmark_steps.BASE
+    rows = [
+        Row(
+            "steps", s.name, size, s.timing.median, base, s.timing.ratio, s.peak, s.synchronisations
+        )
+        for s in steps
+    ]
+    return rows, parts
+
+
+def measure_data(device: str) -> dict[str, float]:
+    """Images a second of the digits data set, which this package makes."""
+    cfg = benchmark_steps.setup(str(DIGITS), [], device)
+    speeds = {
+        f"loading for training, {n} workers": benchmark_data.loading(cfg, n, 200) for n in (0, 2)
+    }
+    detecting, evaluating = benchmark_data.evaluating(cfg)
+    return {**speeds, "detecting": detecting, "COCO evaluation alone": evaluating}
+
+
+def check(rows: list[Row], device: str) -> list[str]:
+    """What exceeds its bound in bounds.yaml, a line each."""
+    bounds = yaml.safe_load((HERE / "bounds.yaml").read_text())
+    failures = []
+
+    def hold(name: str, value: float, bound: float, lowest: bool = False) -> None:
+        if value < bound if lowest else value > bound:
+            failures.append(f"{name}: {value:.3g}, bound {bound:g}")
+
+    million = benchmark_parts.SIZES[3]
+    typical = benchmark_parts.SIZES[0]
+    for row in rows:
+        if (row.what, row.size) == ("HLR, ours", str(million)):
+            hold("HLR by a bare sort", row.ratio, bounds["hlr_to_sort"])
+        if (row.what, row.size) == ("ISR-P, loops", str(typical)):
+            bound = bounds["isr_p_over_loops"][device]
+            hold("loops by ISR-P", row.ratio, bound, lowest=True)
+        if row.section == "steps" and row.what in benchmark_steps.NEED_PREDICTIONS:
+            bound = bounds["sampling_to_random"][device]
+            hold(f"{row.what} by random sampling, {row.size}", row.ratio, bound)
+    for size, share in report.share_of_step(rows).items():
+        hold(f"PISA's losses as a share of a step, {size}", share, bounds["pisa_share_of_step"])
+    for size, waits in added_synchronisations(rows).items():
+        hold(f"synchronisations, {size}", waits, bounds["added_synchronisations"])
+    return failures
+
+
+def added_synchronisations(rows: list[Row]) -> dict[str, int]:
+    """Waits for the GPU of a step with PISA beyond those of Detectron2's, for each model."""
+    waits = {
+        (row.size, row.what): row.synchronisations
+        for row in rows
+        if row.section == "steps" and row.synchronisations is not None
+    }
+    return {
+        size: of_pisa - waits[size, "Detectron2"]
+        for (size, what), of_pisa in waits.items()
+        if what == "PISA"
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=" ".join(__doc__.split()))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=20, help="%(default)s by default")
+    parser.add_argument("--full-size", action="store_true", help="as on a GPU, on a CPU too")
+    parser.add_argument("--check", action="store_true", help="compare the ratios with bounds.yaml")
+    parser.add_argument("--output", type=Path, default=Path("output/benchmark"))
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    on_gpu = args.device == "cuda"
+    models = ON_CPU * (not on_gpu) + FULL_SIZE[: 4 if on_gpu else 1] * (on_gpu or args.full_size)
+    print("Parts ...", file=sys.stderr)
+    rows, measured_parts = measure_parts(args.device, args.rounds)
+    parts: dict[str, Any] = {}
+    for model in models:
+        print(f"{model.name}, {model.images} images ...", file=sys.stderr)
+        cfg = benchmark_steps.setup(str(model.config), [], args.device)
+        two_stage = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+        node = cfg.MODEL.ROI_HEADS if two_stage else cfg.MODEL.RETINANET
+        if two_stage:
+            rows += measure_losses(model, node.NUM_CLASSES, args.device, args.rounds)
+        of_model, of_sampling = measure_steps(model, node.NUM_CLASSES, args.device, args.rounds)
+        rows += of_model
+        parts[of_model[0].size] = of_sampling
+    print("Data ...", file=sys.stderr)
+    speeds = measure_data(args.device)
+
+    where = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    versions = f"torch {torch.__version__}, Detectron2 {detectron2.__version__}"
+    text = (
+        f"{where}, {versions}, median of {args.rounds}\n\n{report.markdown(rows, parts, speeds)}\n"
+    )
+    (args.output / "benchmark.md").write_text(text)
+    report.write_csv(rows, args.output / "benchmark.csv")
+    report.plot(measured_parts, rows, args.output / "benchmark.png")
+    print(text)
+    print(args.output)
+    if args.check and (failures := check(rows, args.device)):
+        sys.exit("\n".join(["Beyond their bounds:", *failures]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""How the benchmarks measure: in turn, in one run, after a warm-up."""
+
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+
+class Timing(NamedTuple):
+    """Seconds of one call: median and quartiles; and the median of the ratio to the base."""
+
+    low: float
+    median: float
+    high: float
+    ratio: float
+
+
+def now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def in_turn(
+    functions: dict[str, Callable[[], object]], base: str, rounds: int, device: str
+) -> dict[str, Timing]:
+    """
+    Call all functions in each round, in another sequence each time, so that what slows the
+    machine down for a while slows all of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for i in tqdm(range(rounds + 1), desc="rounds", leave=False, delay=1):
+        for name in random.Random(i).sample(list(functions), len(functions)):
+            start = now(device)
+            functions[name]()
+            if i > 0:  # the first warms up
+                seconds[name].append(now(device) - start)
+    timings = {}
+    for name, values in seconds.items():
+        low, median, high = statistics.quantiles(values, n=4)
+        # Of each round by itself: what slows a round down cancels.
+        ratios = [value / other for value, other in zip(values, seconds[base], strict=True)]
+        timings[name] = Timing(low, median, high, statistics.median(ratios))
+    return timings
+
+
+def peak_memory(function: Callable[[], object], device: str) -> int:
+    """Bytes that a call allocates at most, beyond what was there before it."""
+    function()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        function()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        recorded.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    allocations: list[dict[str, Any]] = [e for e in events if e.get("name") == "[memory]"]
+    if not allocations:
+        return 0
+    allocations.sort(key=lambda event: event["ts"])
+    first = allocations[0]["args"]
+    before = first["Total Allocated"] - first["Bytes"]
+    return max(event["args"]["Total Allocated"] for event in allocations) - before
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what torch's profiler, and not Python, writes to the error stream."""
+    stream = os.dup(2)
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stream, 2)
+        os.close(stream)
+
+
+def count_synchronisations(function: Callable[[], object]) -> int:
+    """Copies from the GPU to the host, and other calls that wait for it, in one call."""
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with _silent(), profile(activities=activities) as recorded:
+        function()
+    waits = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+    return sum(event.count for event in recorded.key_averages() if event.key in waits)

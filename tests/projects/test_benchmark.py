@@ -1,0 +1,75 @@
+import csv
+
+import pytest
+from helpers import ROOT, load_script
+
+benchmark = load_script("projects/Benchmark/benchmark.py")
+parts, steps = benchmark.benchmark_parts, benchmark.benchmark_steps
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A run of seconds: of few samples, of a small model and without data."""
+    sizes = [parts.Size(n, 5, max(1, n // 12)) for n in (256, 64, 300, 400)]
+    monkeypatch.setattr(parts, "SIZES", sizes)
+    monkeypatch.setattr(parts, "NMS_SIZES", [64])
+    monkeypatch.setattr(benchmark.report, "SIZES", sizes)
+    monkeypatch.setattr(benchmark.report, "NMS_SIZES", [64])
+    config = ROOT / "configs/BCCD/pisa_faster_rcnn_R_18_FPN.yaml"
+    monkeypatch.setattr(benchmark, "ON_CPU", [benchmark.Model("small", config, 1, (64, 96), 32)])
+    monkeypatch.setattr(benchmark, "measure_data", lambda device: {"loading": 1.0})
+    words = ["--device", "cpu", "--rounds", "2", "--output", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *words])
+    return tmp_path
+
+
+def test_one_command_writes_tables_and_a_plot(small):
+    benchmark.main()
+    rows = list(csv.DictReader((small / "benchmark.csv").open()))
+    assert {row["section"] for row in rows} == {"parts", "losses", "steps"}
+    of_steps = [row["what"] for row in rows if row["section"] == "steps"]
+    assert of_steps == [
+        "Detectron2",
+        steps.BASE,
+        "ISR-P",
+        "ISR-P and ISR-N",
+        "PISA",
+        *steps.SAMPLERS,
+    ]
+    assert all(float(row["seconds"]) > 0 for row in rows)
+    assert all(int(row["peak_bytes"]) > 0 for row in rows if row["section"] == "steps")
+    text = (small / "benchmark.md").read_text()
+    assert "pooling of all proposals" in text and "of a step (small" in text
+    assert (small / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+def row(section, what, size, ratio, seconds=1.0, waits=None):
+    return benchmark.Row(section, what, size, seconds, "", ratio, None, waits)
+
+
+def test_ratios_beyond_their_bounds_are_named():
+    def rows(hlr, loops, hard, share, waits):
+        sizes = [str(size) for size in parts.SIZES]
+        return [
+            row("parts", "HLR, ours", sizes[3], hlr),
+            row("parts", "ISR-P, loops", sizes[0], loops),
+            row("losses", "Detectron2", "losses", 1, 0.1),
+            row("losses", "PISA", "losses", 2, 0.1 + share),
+            row("steps", "Detectron2", "model", 1, waits=7),
+            row("steps", steps.BASE, "model", 1, waits=7),
+            row("steps", "PISA", "model", 1, waits=7 + waits),
+            row("steps", "hard negatives", "model", hard, waits=9),
+        ]
+
+    assert benchmark.check(rows(4.9, 25, 1.05, 0.009, 0), "cuda") == []
+    failures = benchmark.check(rows(5.1, 19, 1.09, 0.011, 1), "cuda")
+    assert len(failures) == 5
+    assert all("bound" in failure for failure in failures)
+    assert benchmark.check(rows(4.9, 11, 1.3, 0.009, 0), "cpu") == []
+
+
+def test_check_ends_with_an_error(small, monkeypatch):
+    monkeypatch.setattr(benchmark, "check", lambda rows, device: ["HLR: 6, bound 5"])
+    monkeypatch.setattr("sys.argv", [*benchmark.sys.argv, "--check"])
+    with pytest.raises(SystemExit, match="HLR: 6, bound 5"):
+        benchmark.main()
