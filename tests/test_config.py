@@ -207,7 +207,7 @@ def test_coco_configs_keep_the_published_settings_and_stock_names(config):
     assert heads.PROPOSAL_APPEND_GT and cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA == 1.0
     solver = cfg.SOLVER
     steps = {"1x": (90000, (60000, 80000)), "3x": (270000, (210000, 250000))}
-    assert (solver.MAX_ITER, solver.STEPS) == steps[config[-7:-5]]
+    assert steps[config[-7:-5]] == (solver.MAX_ITER, solver.STEPS)
     assert (solver.IMS_PER_BATCH, solver.BASE_LR) == (16, 0.02)
     assert (cfg.INPUT.MIN_SIZE_TRAIN == (800,)) == config.endswith("1x.yaml")
 
