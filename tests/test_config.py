@@ -1,3 +1,4 @@
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from helpers import CONFIGS, METHODS, PLAIN, load_cfg, methods_of, sampled_by, switch
+from helpers import CONFIGS, METHODS, PLAIN, ROOT, load_cfg, methods_of, sampled_by, switch
 
 from pisa_d2 import add_pisa_config
 from pisa_d2.config import CARL, ISR, NegativeISR, focal_gamma, pisa_settings
@@ -181,6 +182,22 @@ def test_configs_of_samplers_have_nothing_of_pisa(method, samplers):
     expected = dict(flatten(load_cfg(plain, *opts)))
     ours = dict(flatten(load_cfg(config)))
     assert {name for name in ours if ours[name] != expected[name]} == {"OUTPUT_DIR"}
+
+
+@pytest.mark.parametrize("plain", PLAIN)
+def test_the_model_zoo_lists_every_config(plain):
+    text = (ROOT / "MODEL_ZOO.md").read_text()
+    for name in (plain, *methods_of(plain)[1:]):
+        assert f"`configs/{Path(name).parent}/`" in text
+        assert f"`{Path(name).stem}`" in text
+
+
+def test_every_config_of_the_model_zoo_is_there():
+    text = (ROOT / "MODEL_ZOO.md").read_text()
+    named = re.findall(r"`(\w+rcnn\w+|\w+_fpn_\w+)`", text)
+    assert set(named) <= {Path(config).stem for config in CONFIGS}
+    folders = re.findall(r"`configs/([\w-]+)/`", text)
+    assert set(folders) == {str(Path(config).parent) for config in PLAIN}
 
 
 def test_no_two_configs_write_to_the_same_folder():

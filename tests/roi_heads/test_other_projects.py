@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 import sys
 from types import ModuleType
 
@@ -13,9 +14,14 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads, build_mode
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads
 from detectron2.structures import BitMasks
 from detectron2.utils.events import EventStorage
-from helpers import HEADS, IMAGE_SIZE, random_batch, sampled_by, small_cfg
+from helpers import HEADS, IMAGE_SIZE, ROOT, random_batch, sampled_by, small_cfg, switch
 
-from pisa_d2 import PISAMixin, PISAROIHeads
+from pisa_d2 import (
+    PROPOSAL_MATCHER_REGISTRY,
+    PROPOSAL_SAMPLER_REGISTRY,
+    PISAMixin,
+    PISAROIHeads,
+)
 
 
 def import_point_rend():
@@ -108,6 +114,19 @@ def test_point_rend_trains_with_pisa(register, samplers):
         assert torch.equal(ours.pred_masks, theirs.pred_masks)
 
 
+def test_point_rend_with_all_parts_off_has_its_own_losses_to_the_last_bit(register):
+    @register
+    class PISAPointRendROIHeads(PISAMixin, point_rend.roi_heads.PointRendROIHeads):
+        pass
+
+    batch = batch_with_masks([3, 0, 2])
+    off = switch(False, False, False)
+    ours = step(build("PISAPointRendROIHeads", *POINT_REND, *off), batch)
+    theirs = step(build("PointRendROIHeads", *POINT_REND), batch)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 BASES = [StandardROIHeads, Res5ROIHeads, CascadeROIHeads]
 
 
@@ -188,3 +207,21 @@ def test_heads_made_of_parts_ask_for_their_samplers():
     del parts["negative_sampler"]
     with pytest.raises(TypeError, match="PISAOwnHeads needs .* negative_sampler"):
         PISAOwnHeads(**parts)
+
+
+def test_the_page_for_other_projects_is_a_program_that_trains(register, monkeypatch):
+    for registry in (PROPOSAL_SAMPLER_REGISTRY, PROPOSAL_MATCHER_REGISTRY):
+        monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
+    text = (ROOT / "docs" / "use_in_your_project.md").read_text()
+    page = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)), page)
+    heads = page["cfg"].MODEL.ROI_HEADS
+    names = [heads.POSITIVE_SAMPLER.NAME, heads.NEGATIVE_SAMPLER.NAME]
+    opts = [*sampled_by(*names), "MODEL.ROI_HEADS.PROPOSAL_MATCHER", heads.PROPOSAL_MATCHER]
+    for name, more in ((heads.NAME, POINT_REND), ("CosinePISAROIHeads", [])):
+        model = build(name, *opts, *more)
+        assert "loss_carl" in step(model, batch_with_masks([3, 0, 2]))
+        samplers = model.roi_heads.positive_sampler, model.roi_heads.negative_sampler
+        parts = [*samplers, model.roi_heads.proposal_matcher]
+        assert [type(part).__name__ for part in parts] == [*names, heads.PROPOSAL_MATCHER]
+    assert type(model.roi_heads.box_predictor).__name__ == "CosineOutputLayers"
