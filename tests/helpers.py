@@ -14,6 +14,18 @@ from detectron2.structures import Boxes, Instances
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SIZE = (96, 128)
 
+# Paths under configs/. A config of a method is named after the plain one beside it.
+CONFIGS = sorted(str(p.relative_to(ROOT / "configs")) for p in ROOT.glob("configs/**/*.yaml"))
+METHODS = ("pisa_", "iou_balanced_", "ohem_")
+PLAIN = [c for c in CONFIGS if not Path(c).name.startswith(("Base", *METHODS))]
+
+
+def methods_of(plain: str) -> list[str]:
+    """The configs that apply a method to a plain one."""
+    path = Path(plain)
+    named = (str(path.with_name(method + path.name)) for method in METHODS)
+    return [config for config in named if config in CONFIGS]
+
 
 def load_script(path: str) -> ModuleType:
     """Import a script of this repository by its path, with the modules beside it in reach."""

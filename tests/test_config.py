@@ -1,10 +1,13 @@
+import re
 from dataclasses import fields
 from pathlib import Path
 
+import detectron2
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from helpers import ROOT, load_cfg, sampled_by
+from helpers import CONFIGS, METHODS, PLAIN, ROOT, load_cfg, methods_of, sampled_by, switch
 
 from pisa_d2 import add_pisa_config
 from pisa_d2.config import (
@@ -18,8 +21,18 @@ from pisa_d2.config import (
 from pisa_d2.matcher import build_proposal_matcher
 from pisa_d2.samplers import build_proposal_sampler
 
-CONFIGS = sorted(str(p.relative_to(ROOT / "configs")) for p in ROOT.glob("configs/**/*.yaml"))
-PLAIN = [c for c in CONFIGS if not Path(c).name.startswith(("Base", "pisa"))]
+# Where a checkout of Detectron2, or an installation of it, has its own configs.
+THEIRS = next(
+    (
+        folder
+        for folder in (
+            Path(detectron2.__file__).parents[1] / "configs",
+            Path(detectron2.__file__).parent / "model_zoo" / "configs",
+        )
+        if (folder / "COCO-Detection").is_dir()
+    ),
+    None,
+)
 
 
 def new_cfg(*opts):
@@ -141,32 +154,122 @@ def test_a_wrong_gamma_of_focal_loss_is_refused():
         focal_gamma(new_cfg("MODEL.ROI_BOX_HEAD.FOCAL_LOSS.GAMMA", -1.0))
 
 
+def build_without_memory(config):
+    """The model of a config, at its full size, on the device that holds no numbers."""
+    with torch.device("meta"):
+        return build_model(load_cfg(config, "MODEL.WEIGHTS", "", "MODEL.DEVICE", "meta"))
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_config_builds(config):
-    cfg = load_cfg(config, "MODEL.WEIGHTS", "")
-    model = build_model(cfg)
+    cfg = load_cfg(config)
+    model = build_without_memory(config)
     assert type(model.roi_heads).__name__ == cfg.MODEL.ROI_HEADS.NAME
-    assert ("pisa" in config) == cfg.MODEL.ROI_HEADS.NAME.startswith("PISA")
+    assert Path(config).name.startswith(METHODS) == cfg.MODEL.ROI_HEADS.NAME.startswith("PISA")
 
 
-@pytest.mark.parametrize("config", PLAIN)
-def test_plain_and_pisa_configs_differ_by_the_method_alone(config):
-    plain = dict(flatten(load_cfg(config)))
-    path = Path(config)
-    pisa = dict(flatten(load_cfg(str(path.with_name(f"pisa_{path.name}")))))
-    differing = {name for name in plain if plain[name] != pisa[name]}
-    assert "MODEL.ROI_HEADS.NAME" in differing
-    assert differing <= {"MODEL.ROI_HEADS.NAME", "OUTPUT_DIR"}
+def differing(config, plain):
+    ours, theirs = (dict(flatten(load_cfg(c))) for c in (config, plain))
+    return {name: value for name, value in ours.items() if value != theirs[name]}
 
 
-@pytest.mark.parametrize("config", ["faster_rcnn_R_50_FPN_1x.yaml"])
+@pytest.mark.parametrize("plain", PLAIN)
+def test_plain_and_pisa_configs_differ_by_the_method_alone(plain):
+    pisa = methods_of(plain)[0]
+    assert Path(pisa).name == f"pisa_{Path(plain).name}"
+    changed = differing(pisa, plain)
+    name = load_cfg(plain).MODEL.ROI_HEADS.NAME.removeprefix("Standard")
+    assert changed.pop("MODEL.ROI_HEADS.NAME") == f"PISA{name}"
+    assert changed.keys() == {"OUTPUT_DIR"}
+
+
+@pytest.mark.parametrize("plain", PLAIN)
+def test_a_method_keeps_the_state_dict_of_the_plain_model(plain):
+    def shapes(config):
+        return [(k, v.shape, v.dtype) for k, v in build_without_memory(config).state_dict().items()]
+
+    expected = shapes(plain)
+    for config in methods_of(plain):
+        assert shapes(config) == expected
+
+
+@pytest.mark.parametrize(
+    "method, samplers",
+    [
+        ("iou_balanced", sampled_by("RandomSampler", "IoUBalancedSampler")),
+        ("ohem", sampled_by("HardSampler", "HardSampler")),
+    ],
+)
+def test_configs_of_samplers_have_nothing_of_pisa(method, samplers):
+    plain = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
+    config = f"COCO-Detection/{method}_faster_rcnn_R_50_FPN_1x.yaml"
+    opts = ["MODEL.ROI_HEADS.NAME", "PISAROIHeads", *samplers, *switch(False, False, False)]
+    expected = dict(flatten(load_cfg(plain, *opts)))
+    ours = dict(flatten(load_cfg(config)))
+    assert {name for name in ours if ours[name] != expected[name]} == {"OUTPUT_DIR"}
+
+
+@pytest.mark.parametrize("plain", PLAIN)
+def test_the_model_zoo_lists_every_config(plain):
+    text = (ROOT / "MODEL_ZOO.md").read_text()
+    for name in (plain, *methods_of(plain)[1:]):
+        assert f"`configs/{Path(name).parent}/`" in text
+        assert f"`{Path(name).stem}`" in text
+
+
+def test_every_config_of_the_model_zoo_is_there():
+    text = (ROOT / "MODEL_ZOO.md").read_text()
+    named = re.findall(r"`(\w+rcnn\w+|\w+_fpn_\w+)`", text)
+    assert set(named) <= {Path(config).stem for config in CONFIGS}
+    folders = re.findall(r"`configs/([\w-]+)/`", text)
+    assert set(folders) == {str(Path(config).parent) for config in PLAIN}
+
+
+def test_no_two_configs_write_to_the_same_folder():
+    folders = [load_cfg(c).OUTPUT_DIR for c in CONFIGS if not Path(c).name.startswith("Base")]
+    assert len(set(folders)) == len(folders)
+    assert all(folder.startswith("output/") for folder in folders)
+
+
+PUBLISHED = [c for c in PLAIN if c.startswith(("COCO-Det", "COCO-Instance")) and "rcnn" in c]
+AS_DETECTRON2 = [c for c in PLAIN if c.split("-")[0] in ("LVISv1", "PascalVOC")]
+AS_DETECTRON2 += [c for c in PLAIN if c.startswith(("COCO-Keypoints", "COCO-Panoptic"))]
+
+
+@pytest.mark.parametrize("config", PUBLISHED)
 def test_coco_configs_keep_the_published_settings_and_stock_names(config):
-    cfg = load_cfg(f"COCO-Detection/{config}")
+    cfg = load_cfg(config)
     assert cfg.DATASETS.TRAIN == ("coco_2017_train",) and cfg.DATASETS.TEST == ("coco_2017_val",)
-    assert cfg.MODEL.WEIGHTS.startswith("detectron2://ImageNetPretrained/MSRA/")
+    assert cfg.MODEL.WEIGHTS.startswith("detectron2://ImageNetPretrained/")
     rpn, heads = cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS
     assert rpn.POST_NMS_TOPK_TRAIN == rpn.POST_NMS_TOPK_TEST == 2000
-    assert rpn.PRE_NMS_TOPK_TRAIN == rpn.PRE_NMS_TOPK_TEST == 2000
+    in_all = rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST
+    assert in_all == ((2000, 2000) if len(rpn.IN_FEATURES) == 5 else (12000, 6000))
     assert (heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION) == (512, 0.25)
     assert heads.PROPOSAL_APPEND_GT and cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA == 1.0
-    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER) == (16, 90000)
+    solver = cfg.SOLVER
+    steps = {"1x": (90000, (60000, 80000)), "3x": (270000, (210000, 250000))}
+    assert steps[config[-7:-5]] == (solver.MAX_ITER, solver.STEPS)
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR) == (16, 0.02)
+    assert (cfg.INPUT.MIN_SIZE_TRAIN == (800,)) == config.endswith("1x.yaml")
+
+
+@pytest.mark.skipif(THEIRS is None, reason="this Detectron2 came without its configs")
+@pytest.mark.parametrize("config", [*PUBLISHED, *AS_DETECTRON2])
+def test_settings_that_are_not_published_are_those_of_detectron2s_own_config(config):
+    theirs = THEIRS / config
+    if "cascade" in config:
+        theirs = THEIRS / "Misc" / theirs.name
+    expected = get_cfg()
+    expected.merge_from_file(str(theirs))
+    expected.MODEL.DEVICE = "cpu"
+    ours = dict(flatten(load_cfg(config)))
+    changed = {name for name, value in flatten(expected) if ours[name] != value} - {"OUTPUT_DIR"}
+    assert changed <= {
+        "INPUT.MIN_SIZE_TRAIN",
+        "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA",
+        "MODEL.RPN.PRE_NMS_TOPK_TEST",
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+        "MODEL.RPN.POST_NMS_TOPK_TEST",
+    }
+    assert not changed or config in PUBLISHED

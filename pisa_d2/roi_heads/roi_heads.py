@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.layers import cat
 from detectron2.modeling import ROI_HEADS_REGISTRY, ROIHeads, StandardROIHeads
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
@@ -51,25 +51,33 @@ class PISAMixin(ROIHeads):
     all boxes of the stage before, as in Detectron2, and have ISR and CARL too.
     """
 
-    @configurable
     def __init__(
         self,
-        *,
-        positive_sampler: ProposalSampler,
-        negative_sampler: ProposalSampler,
+        *args: Any,
+        positive_sampler: ProposalSampler | None = None,
+        negative_sampler: ProposalSampler | None = None,
         **kwargs: Any,
     ) -> None:
         """
         Args:
+            args, kwargs: those of the ROI heads, that is ``cfg`` and ``input_shape``, or their
+                parts. Of these ``proposal_matcher``, or each of ``proposal_matchers``, has to be a
+                :class:`pisa_d2.matcher.ProposalMatcher`.
             positive_sampler, negative_sampler: choose among the positives, and the negatives, of
-                each image.
-            kwargs: arguments of the ROI heads; ``proposal_matcher``, or each of
-                ``proposal_matchers``, has to be a :class:`pisa_d2.matcher.ProposalMatcher`.
+                each image. With ``cfg``, None for those that it names.
 
         Raises:
-            TypeError: a sampler needs predictions, and the heads have a box predictor of their own.
+            TypeError: a sampler is missing, or one needs predictions and the heads have a box
+                predictor of their own.
         """
-        super().__init__(**kwargs)
+        super().__init__(*args, **kwargs)
+        cfg = args[0] if args else kwargs.get("cfg")
+        if cfg is not None:
+            positive_sampler = positive_sampler or build_proposal_sampler(cfg, "POSITIVE_SAMPLER")
+            negative_sampler = negative_sampler or build_proposal_sampler(cfg, "NEGATIVE_SAMPLER")
+        if positive_sampler is None or negative_sampler is None:
+            name = type(self).__name__
+            raise TypeError(f"{name} needs a positive_sampler and a negative_sampler.")
         self.positive_sampler = positive_sampler
         self.negative_sampler = negative_sampler
         self._features: dict[str, Tensor] | None = None
@@ -101,8 +109,13 @@ class PISAMixin(ROIHeads):
         else:
             ret["box_predictor"] = cls._with_pisa(cfg, ret["box_predictor"])
             ret["proposal_matcher"] = build_proposal_matcher(cfg)
-        ret["positive_sampler"] = build_proposal_sampler(cfg, "POSITIVE_SAMPLER")
-        ret["negative_sampler"] = build_proposal_sampler(cfg, "NEGATIVE_SAMPLER")
+        # Heads that are extended may pass on cfg and nothing else, as those of DensePose do, so the
+        # constructor above reads the samplers from cfg. A @configurable one before it hands it
+        # parts instead.
+        before = cls.__mro__[: cls.__mro__.index(PISAMixin)]
+        if any(hasattr(vars(c).get("__init__"), "__wrapped__") for c in before):
+            ret["positive_sampler"] = build_proposal_sampler(cfg, "POSITIVE_SAMPLER")
+            ret["negative_sampler"] = build_proposal_sampler(cfg, "NEGATIVE_SAMPLER")
         return ret
 
     @classmethod
