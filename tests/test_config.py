@@ -120,8 +120,12 @@ def test_a_wrong_value_is_refused_when_the_model_is_built(key, value, allowed, e
 def test_every_config_builds(config):
     cfg = load_cfg(config, "MODEL.WEIGHTS", "")
     model = build_model(cfg)
-    assert type(model.roi_heads).__name__ == cfg.MODEL.ROI_HEADS.NAME
-    assert ("pisa" in config) == cfg.MODEL.ROI_HEADS.NAME.startswith("PISA")
+    assert type(model).__name__ == cfg.MODEL.META_ARCHITECTURE
+    name = cfg.MODEL.META_ARCHITECTURE
+    if hasattr(model, "roi_heads"):
+        name = cfg.MODEL.ROI_HEADS.NAME
+        assert type(model.roi_heads).__name__ == name
+    assert ("pisa" in config) == name.startswith("PISA")
 
 
 @pytest.mark.parametrize("config", PLAIN)
@@ -130,8 +134,9 @@ def test_plain_and_pisa_configs_differ_by_the_method_alone(config):
     path = Path(config)
     pisa = dict(flatten(load_cfg(str(path.with_name(f"pisa_{path.name}")))))
     differing = {name for name in plain if plain[name] != pisa[name]}
-    assert "MODEL.ROI_HEADS.NAME" in differing
-    assert differing <= {"MODEL.ROI_HEADS.NAME", "OUTPUT_DIR"}
+    two_stage = plain["MODEL.META_ARCHITECTURE"] == "GeneralizedRCNN"
+    key = "MODEL.ROI_HEADS.NAME" if two_stage else "MODEL.META_ARCHITECTURE"
+    assert differing - {"OUTPUT_DIR"} == {key}
 
 
 @pytest.mark.parametrize("config", ["faster_rcnn_R_50_FPN_1x.yaml"])
@@ -145,3 +150,23 @@ def test_coco_configs_keep_the_published_settings_and_stock_names(config):
     assert (heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION) == (512, 0.25)
     assert heads.PROPOSAL_APPEND_GT and cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA == 1.0
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER) == (16, 90000)
+
+
+@pytest.mark.parametrize(
+    "config, depth, iterations",
+    [("retinanet_R_50_FPN_1x.yaml", 50, 90000), ("retinanet_R_101_FPN_3x.yaml", 101, 270000)],
+)
+def test_retinanet_configs_keep_the_published_settings(config, depth, iterations):
+    cfg = load_cfg(f"COCO-Detection/{config}")
+    assert cfg.DATASETS.TRAIN == ("coco_2017_train",) and cfg.DATASETS.TEST == ("coco_2017_val",)
+    assert f"detectron2://ImageNetPretrained/MSRA/R-{depth}.pkl" == cfg.MODEL.WEIGHTS
+    sizes = [[x * 2 ** (i / 3) for i in range(3)] for x in (32, 64, 128, 256, 512)]
+    for ours, theirs in zip(cfg.MODEL.ANCHOR_GENERATOR.SIZES, sizes, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
+    assert cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS == [[0.5, 1.0, 2.0]]
+    retinanet = cfg.MODEL.RETINANET
+    assert (retinanet.FOCAL_LOSS_ALPHA, retinanet.FOCAL_LOSS_GAMMA) == (0.25, 2.0)
+    assert (retinanet.BBOX_REG_LOSS_TYPE, retinanet.SMOOTH_L1_LOSS_BETA) == ("smooth_l1", 0.11)
+    assert (retinanet.IOU_THRESHOLDS, retinanet.IOU_LABELS) == ([0.4, 0.5], [0, -1, 1])
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.01)
+    assert iterations == cfg.SOLVER.MAX_ITER
