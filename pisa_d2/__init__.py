@@ -4,6 +4,7 @@ from . import compat  # noqa: F401  # isort: skip  (must come before anything of
 from . import data  # noqa: F401
 from .config import add_pisa_config
 from .matcher import PROPOSAL_MATCHER_REGISTRY
+from .meta_arch import PISARetinaNet
 from .roi_heads import (
     PISACascadeROIHeads,
     PISAFastRCNNOutputLayers,
@@ -22,6 +23,7 @@ __all__ = [
     "PISAMixin",
     "PISAROIHeads",
     "PISARes5ROIHeads",
+    "PISARetinaNet",
     "ProposalSampler",
     "add_pisa_config",
 ]

@@ -53,10 +53,25 @@ def _import_without_operators() -> None:
     sys.modules[fast_eval_api.__name__] = fast_eval_api
 
 
+def _let_retinanet_have_group_norm() -> None:
+    from detectron2.modeling.meta_arch import retinanet
+
+    # 0.6 makes a norm of one channel to see what kind it is. GroupNorm has 32 groups, and torch
+    # refuses to make one of fewer channels today.
+    get_norm = retinanet.get_norm
+    try:
+        get_norm("GN", 1)
+    except ValueError:
+        retinanet.get_norm = lambda norm, channels: get_norm(
+            norm, 32 if channels == 1 else channels
+        )
+
+
 def _mend() -> None:
     from detectron2.utils import comm
 
-    if not hasattr(comm, "create_local_process_group"):  # 0.6
+    is_release = not hasattr(comm, "create_local_process_group")  # 0.6
+    if is_release:
         _add_removed_names()
     try:
         import detectron2.layers  # noqa: F401
@@ -64,6 +79,8 @@ def _mend() -> None:
         if importlib.util.find_spec("detectron2._C") is not None:
             raise
         _import_without_operators()
+    if is_release:
+        _let_retinanet_have_group_norm()
 
 
 def prepare_detectron2() -> None:

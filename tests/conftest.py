@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pisa_d2  # noqa: F401  # isort: skip  (Detectron2 0.6 cannot be imported before it)
 
 import pytest
-import torch
+from helpers import copies_to_host
 from hypothesis import settings
 from torch import Tensor
 
@@ -11,24 +11,14 @@ from torch import Tensor
 settings.register_profile("pisa_d2", derandomize=True, deadline=None, max_examples=100)
 settings.load_profile("pisa_d2")
 
-HOST_COPIES = {
-    *("__bool__", "__float__", "__index__", "__int__", "cpu", "equal", "item", "masked_select"),
-    *("nonzero", "numpy", "tolist", "unique"),
-}
-
 
 class TensorAsOnGPU(Tensor):
     is_cuda = True
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        if name in ("__getitem__", "__setitem__"):
-            index = args[1] if isinstance(args[1], tuple) else args[1:2]
-            copies = any(isinstance(i, Tensor) and i.dtype == torch.bool for i in index)
-        else:
-            copies = name in HOST_COPIES
-        assert not copies, f"{name} would copy from the GPU to the host"
+        copies = copies_to_host(func, args)
+        assert not copies, f"{func.__name__} would copy from the GPU to the host"
         return super().__torch_function__(func, types, args, kwargs)
 
 

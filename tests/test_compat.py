@@ -3,6 +3,9 @@ import subprocess
 import sys
 
 import pytest
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from torch.nn import GroupNorm
 
 from pisa_d2 import compat
 
@@ -49,6 +52,17 @@ def test_coco_evaluation_and_training_import_without_operators_and_without_noise
     )
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr
+
+
+def test_the_head_of_a_retinanet_can_have_group_norm():
+    head = RetinaNetHead(
+        input_shape=[ShapeSpec(channels=64)],
+        num_classes=3,
+        num_anchors=9,
+        conv_dims=[64],
+        norm="GN",
+    )
+    assert [m.num_channels for m in head.modules() if isinstance(m, GroupNorm)] == [64, 64]
 
 
 def test_preparing_twice_changes_nothing():

@@ -164,8 +164,12 @@ def build_without_memory(config):
 def test_every_config_builds(config):
     cfg = load_cfg(config)
     model = build_without_memory(config)
-    assert type(model.roi_heads).__name__ == cfg.MODEL.ROI_HEADS.NAME
-    assert Path(config).name.startswith(METHODS) == cfg.MODEL.ROI_HEADS.NAME.startswith("PISA")
+    name = cfg.MODEL.META_ARCHITECTURE
+    assert type(model).__name__ == name
+    if hasattr(model, "roi_heads"):
+        name = cfg.MODEL.ROI_HEADS.NAME
+        assert type(model.roi_heads).__name__ == name
+    assert Path(config).name.startswith(METHODS) == name.startswith("PISA")
 
 
 def differing(config, plain):
@@ -178,8 +182,13 @@ def test_plain_and_pisa_configs_differ_by_the_method_alone(plain):
     pisa = methods_of(plain)[0]
     assert Path(pisa).name == f"pisa_{Path(plain).name}"
     changed = differing(pisa, plain)
-    name = load_cfg(plain).MODEL.ROI_HEADS.NAME.removeprefix("Standard")
-    assert changed.pop("MODEL.ROI_HEADS.NAME") == f"PISA{name}"
+    cfg = load_cfg(plain)
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        name = cfg.MODEL.ROI_HEADS.NAME.removeprefix("Standard")
+        assert changed.pop("MODEL.ROI_HEADS.NAME") == f"PISA{name}"
+    else:
+        name = cfg.MODEL.META_ARCHITECTURE
+        assert changed.pop("MODEL.META_ARCHITECTURE") == f"PISA{name}"
     assert changed.keys() == {"OUTPUT_DIR"}
 
 
@@ -219,7 +228,7 @@ def test_the_model_zoo_lists_every_config(plain):
 
 def test_every_config_of_the_model_zoo_is_there():
     text = (ROOT / "MODEL_ZOO.md").read_text()
-    named = re.findall(r"`(\w+rcnn\w+|\w+_fpn_\w+)`", text)
+    named = re.findall(r"`(\w+rcnn\w+|\w+_fpn_\w+|\w*retinanet\w+)`", text)
     assert set(named) <= {Path(config).stem for config in CONFIGS}
     folders = re.findall(r"`configs/([\w-]+)/`", text)
     assert set(folders) == {str(Path(config).parent) for config in PLAIN}
@@ -273,3 +282,23 @@ def test_settings_that_are_not_published_are_those_of_detectron2s_own_config(con
         "MODEL.RPN.POST_NMS_TOPK_TEST",
     }
     assert not changed or config in PUBLISHED
+
+
+@pytest.mark.parametrize(
+    "config, depth, iterations",
+    [("retinanet_R_50_FPN_1x.yaml", 50, 90000), ("retinanet_R_101_FPN_3x.yaml", 101, 270000)],
+)
+def test_retinanet_configs_keep_the_published_settings(config, depth, iterations):
+    cfg = load_cfg(f"COCO-Detection/{config}")
+    assert cfg.DATASETS.TRAIN == ("coco_2017_train",) and cfg.DATASETS.TEST == ("coco_2017_val",)
+    assert f"detectron2://ImageNetPretrained/MSRA/R-{depth}.pkl" == cfg.MODEL.WEIGHTS
+    sizes = [[x * 2 ** (i / 3) for i in range(3)] for x in (32, 64, 128, 256, 512)]
+    for ours, theirs in zip(cfg.MODEL.ANCHOR_GENERATOR.SIZES, sizes, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
+    assert cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS == [[0.5, 1.0, 2.0]]
+    retinanet = cfg.MODEL.RETINANET
+    assert (retinanet.FOCAL_LOSS_ALPHA, retinanet.FOCAL_LOSS_GAMMA) == (0.25, 2.0)
+    assert (retinanet.BBOX_REG_LOSS_TYPE, retinanet.SMOOTH_L1_LOSS_BETA) == ("smooth_l1", 0.11)
+    assert (retinanet.IOU_THRESHOLDS, retinanet.IOU_LABELS) == ([0.4, 0.5], [0, -1, 1])
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.01)
+    assert iterations == cfg.SOLVER.MAX_ITER

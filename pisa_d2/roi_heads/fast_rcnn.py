@@ -19,13 +19,14 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..box_losses import box_regression_losses
 from ..config import CARL, ISR, NegativeISR, focal_gamma, pisa_settings
-from ..hlr import at_least_float32, box_iou, hierarchical_local_rank
+from ..hlr import at_least_float32, box_iou
+from ..isr import negative_weights, positive_weights
 from ..ranking import largest_count, rank_negatives
-from ..reweighting import carl_weights, importance_weights, preserve_total
+from ..reweighting import carl_weights
 from ..samplers import Predictions
-from .box_losses import box_regression_losses
-from .statistics import log_negatives, log_positives
+from ..statistics import log_negatives, log_positives
 
 # The field that carries the matched object to the proposals: unique over the images of a batch.
 OBJECT_FIELD = "gt_pisa_object"
@@ -267,50 +268,6 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
     def _regressed_boxes(self, deltas: Tensor, proposal_boxes: Tensor, classes: Tensor) -> Tensor:
         own = self._deltas_of_classes(deltas, classes)
         return self.box2box_transform.apply_deltas(own, proposal_boxes)
-
-
-def positive_weights(
-    isr: ISR, ious: Tensor, objects: Tensor, classes: Tensor, losses: Tensor
-) -> Tensor:
-    """
-    ISR-P: positives weigh by their IoU-HLR in each class over all images of the batch.
-
-    Args:
-        isr: gamma and beta.
-        ious: floating (P,), IoU of the regressed box with its ground truth.
-        objects: int64 (P,), the matched object, unique over the batch.
-        classes: int64 (P,), its class.
-        losses: floating (P,), classification losses.
-
-    Returns:
-        (P,), keeping the sum of the losses.
-    """
-    if len(ious) == 0:
-        return torch.ones_like(losses)
-    ranks = hierarchical_local_rank(ious, objects, classes)
-    # The largest class has the highest rank: equal ranks of all classes weigh the same.
-    weights = importance_weights(ranks, ranks.max() + 1, isr.gamma, isr.beta)
-    return preserve_total(weights, losses)
-
-
-def negative_weights(
-    isr: ISR, ranks: Tensor, n_max: Tensor, negative: Tensor, losses: Tensor
-) -> Tensor:
-    """
-    ISR-N: negatives weigh by their Score-HLR in each image.
-
-    Args:
-        isr: gamma and beta.
-        ranks: int64 (R,), Score-HLR of the negatives.
-        n_max: integer, what the ranks are measured by: (R,), or one for all.
-        negative: bool (R,).
-        losses: floating (R,), classification losses.
-
-    Returns:
-        (R,), keeping the sum of the negatives' losses; those of other samples mean nothing.
-    """
-    weights = importance_weights(ranks, n_max, isr.gamma, isr.beta)
-    return preserve_total(weights, losses * negative)
 
 
 def _gather_targets(proposals: list[Instances], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

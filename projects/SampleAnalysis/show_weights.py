@@ -24,8 +24,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pisa_d2.hlr import box_iou
+from pisa_d2.isr import positive_weights
 from pisa_d2.reweighting import carl_weights
-from pisa_d2.roi_heads.fast_rcnn import OBJECT_FIELD, positive_weights
+from pisa_d2.roi_heads.fast_rcnn import OBJECT_FIELD
 
 HIGHEST = 3.0  # weight at the end of the colour scale
 

@@ -12,14 +12,13 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou, nms
 
 from pisa_d2.config import CARL, ISR, NegativeISR
+from pisa_d2.isr import negative_weights, positive_weights
 from pisa_d2.ranking import largest_count, rank_negatives
 from pisa_d2.roi_heads.fast_rcnn import (
     MAX_RANK_FIELD,
     OBJECT_FIELD,
     RANK_FIELD,
     PISAFastRCNNOutputLayers,
-    negative_weights,
-    positive_weights,
 )
 
 NUM_CLASSES = 5

@@ -4,7 +4,7 @@ import torch
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from ..hlr import local_rank
+from .hlr import local_rank
 
 # Detectron2's writers write every 20 iterations: between, a scalar would cost a copy to the host
 # for nothing.

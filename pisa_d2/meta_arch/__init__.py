@@ -1,0 +1,3 @@
+from .retinanet import PISARetinaNet
+
+__all__ = ["PISARetinaNet"]

@@ -1,0 +1,187 @@
+"""
+Shape shorthand in this module:
+
+    B: number of images
+    R: number of anchors of an image, of all feature levels
+    V: number of anchors of all images that are not ignored
+    P: number of positives among them
+    K: number of foreground classes
+"""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import cat, nonzero_tuple
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from fvcore.nn import sigmoid_focal_loss_jit
+from torch import Tensor
+
+from ..box_losses import box_regression_losses
+from ..config import CARL, ISR, pisa_settings
+from ..hlr import at_least_float32, box_iou
+from ..isr import positive_weights
+from ..reweighting import carl_weights
+from ..statistics import log_positives
+
+
+@META_ARCH_REGISTRY.register()
+class PISARetinaNet(RetinaNet):
+    """
+    :class:`RetinaNet` with Prime Sample Attention: ISR-P and CARL. One-stage detectors have no
+    ISR-N, so ``MODEL.PISA.ISR_N`` does not count here.
+
+    Parameters and inference are those of the stock one, and so are the losses when both parts are
+    switched off.
+    """
+
+    @configurable
+    def __init__(self, *, isr_p: ISR | None = None, carl: CARL | None = None, **kwargs: Any):
+        """
+        Args:
+            isr_p: reweighting of positives by IoU-HLR, None to leave it out.
+            carl: the classification-aware regression loss, None to leave it out.
+            kwargs: arguments of :class:`RetinaNet`.
+        """
+        super().__init__(**kwargs)
+        self.isr_p = isr_p
+        self.carl = carl
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        settings = pisa_settings(cfg)
+        ours = {"isr_p": settings["isr_p"], "carl": settings["carl"]}
+        return {**super().from_config(cfg), **ours}
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: list[list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        if self.isr_p is None and self.carl is None:
+            return super().forward_training(images, features, predictions, gt_instances)
+        logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
+        anchors = self.anchor_generator(features)
+        targets = self.label_anchors_and_objects(anchors, gt_instances)
+        return self.pisa_losses(anchors, logits, deltas, *targets)
+
+    @torch.no_grad()
+    def label_anchors_and_objects(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """
+        :meth:`label_anchors`, which keeps to itself what object an anchor is matched to.
+
+        Args:
+            anchors: those of each feature level, R in all.
+            gt_instances: the objects of each of the B images.
+
+        Returns:
+            Labels int64 (R,) in [-1, K], boxes (R, 4) and numbers int64 (R,) of the matched
+            objects, of each image. Objects are numbered through the batch; boxes and numbers of
+            anchors that are no positives mean nothing.
+        """
+        # Stock matching reads the class of an anchor's object. Let it read a number instead, above
+        # K, which stands for background; -1, ignored, is the last of the table.
+        first = self.num_classes + 1
+        classes = cat([target.gt_classes for target in gt_instances])
+        others = torch.arange(first, device=classes.device)
+        table = torch.cat([others, classes, classes.new_full((1,), -1)])
+        numbers = torch.arange(first, first + len(classes), device=classes.device)
+        numbered = [
+            Instances(target.image_size, **{**target.get_fields(), "gt_classes": own})
+            for target, own in zip(
+                gt_instances, numbers.split([len(t) for t in gt_instances]), strict=True
+            )
+        ]
+        labels, gt_boxes = self.label_anchors(anchors, numbered)
+        return [table[x] for x in labels], gt_boxes, [x - first for x in labels]
+
+    def pisa_losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        pred_deltas: list[Tensor],
+        gt_labels: list[Tensor],
+        gt_boxes: list[Tensor],
+        gt_objects: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            anchors: those of each feature level, R in all.
+            pred_logits, pred_deltas: of each level, (B, its anchors, K) and (B, its anchors, 4).
+            gt_labels, gt_boxes, gt_objects: of each image, see :meth:`label_anchors_and_objects`.
+
+        Returns:
+            ``loss_cls``, ``loss_box_reg`` and, where CARL is on, ``loss_carl``: scalars under
+            RetinaNet's running normaliser; 0, with a graph, where there is nothing to learn from.
+        """
+        labels = torch.cat(gt_labels)
+        # Copies to the host, fewer than the stock losses make; nothing below does.
+        valid = nonzero_tuple(labels >= 0)[0]
+        classes = labels[valid]
+        positives = nonzero_tuple(classes != self.num_classes)[0]  # indices in [0, V)
+        pos_classes = classes[positives]
+
+        get_event_storage().put_scalar("num_pos_anchors", len(positives) / len(gt_labels))
+        normalizer = self._ema_update("loss_normalizer", max(len(positives), 1), 100)
+
+        logits = cat(pred_logits, dim=1).flatten(0, 1)[valid]
+        cls_losses = self._focal_losses(logits, positives, pos_classes)
+        pos_probs = at_least_float32(logits[positives, pos_classes]).sigmoid()
+
+        rows = valid[positives]  # indices in [0, B * R)
+        pos_deltas = cat(pred_deltas, dim=1).flatten(0, 1)[rows]
+        pos_gt_boxes = torch.cat(gt_boxes)[rows]
+        all_anchors = Boxes.cat(anchors).tensor
+        pos_anchors = all_anchors[rows % len(all_anchors)]
+        box_losses = box_regression_losses(
+            pos_deltas,
+            pos_anchors,
+            pos_gt_boxes,
+            self.box2box_transform,
+            self.box_reg_loss_type,
+            self.smooth_l1_beta,
+        )
+
+        if self.isr_p is not None:
+            with torch.no_grad():
+                boxes = self.box2box_transform.apply_deltas(pos_deltas, pos_anchors)
+                ious = box_iou(boxes, pos_gt_boxes)
+                objects = torch.cat(gt_objects)[rows]
+                weights = positive_weights(
+                    self.isr_p, ious, objects, pos_classes, cls_losses[positives]
+                )
+                log_positives(ious, objects, pos_probs, weights)
+            cls_losses = cls_losses * torch.ones_like(cls_losses).index_copy(0, positives, weights)
+
+        losses = {
+            "loss_cls": cls_losses.sum() / normalizer,
+            "loss_box_reg": box_losses.sum() / normalizer,
+        }
+        if self.carl is not None:
+            carl = carl_weights(pos_probs, self.carl.gamma, self.carl.beta)
+            losses["loss_carl"] = self.carl.loss_weight * (carl * box_losses).sum() / normalizer
+        return losses
+
+    def _focal_losses(self, logits: Tensor, positives: Tensor, classes: Tensor) -> Tensor:
+        """
+        Args:
+            logits: floating (V, K).
+            positives: int64 (P,), indices in [0, V).
+            classes: int64 (P,), their classes.
+
+        Returns:
+            (V,), float32: sigmoid focal loss, summed over the classes.
+        """
+        targets = torch.zeros_like(logits)
+        targets[positives, classes] = 1
+        losses = sigmoid_focal_loss_jit(
+            logits, targets, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+        )
+        return losses.sum(dim=1)
