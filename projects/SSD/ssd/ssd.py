@@ -142,11 +142,15 @@ class SSD(DenseDetector):
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images, resize each to the square and batch them."""
-        images = [(x["image"].to(self.device) - self.pixel_mean) for x in batched_inputs]
         size = (self.default_boxes.image_size,) * 2
         images = [
-            F.interpolate((x / self.pixel_std)[None], size, mode="bilinear", align_corners=False)
-            for x in images
+            F.interpolate(
+                (x["image"].to(self.device) - self.pixel_mean)[None] / self.pixel_std,
+                size,
+                mode="bilinear",
+                align_corners=False,
+            )
+            for x in batched_inputs
         ]
         return ImageList(torch.cat(images), [size] * len(images))
 
