@@ -74,9 +74,9 @@ class Trainer(DefaultTrainer):
         return OrderedDict((f"{name}_TTA", result) for name, result in results.items())
 
 
-def setup(args):
+def setup(args, add_config=pisa_d2.add_pisa_config):
     cfg = get_cfg()
-    pisa_d2.add_pisa_config(cfg)
+    add_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     no_gpu = cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available()
@@ -90,22 +90,26 @@ def setup(args):
     return cfg
 
 
-def main(args):
-    cfg = setup(args)
+def main(args, trainer_class=Trainer, add_config=pisa_d2.add_pisa_config):
+    """
+    Train, or evaluate, as the command line ``args`` say. Projects give their own trainer, and what
+    adds their keys to a config.
+    """
+    cfg = setup(args, add_config)
 
     if args.eval_only:
-        model = Trainer.build_model(cfg)
+        model = trainer_class.build_model(cfg)
         DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
-        results = Trainer.test(cfg, model)
+        results = trainer_class.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
-            results.update(Trainer.test_with_tta(cfg, model))
+            results.update(trainer_class.test_with_tta(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
 
-    trainer = Trainer(cfg)
+    trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=args.resume)
     if cfg.TEST.AUG.ENABLED:
         trainer.register_hooks(
@@ -114,7 +118,8 @@ def main(args):
     return trainer.train()
 
 
-if __name__ == "__main__":
+def invoke_main(main=main):
+    """Call ``main`` with the command line's arguments in as many processes as they say."""
     args = default_argument_parser().parse_args()
     launch(
         main,
@@ -124,3 +129,7 @@ if __name__ == "__main__":
         dist_url=args.dist_url,
         args=(args,),
     )
+
+
+if __name__ == "__main__":
+    invoke_main()

@@ -183,7 +183,7 @@ def test_plain_and_pisa_configs_differ_by_the_method_alone(plain):
     assert Path(pisa).name == f"pisa_{Path(plain).name}"
     changed = differing(pisa, plain)
     cfg = load_cfg(plain)
-    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+    if cfg.MODEL.META_ARCHITECTURE != "RetinaNet":
         name = cfg.MODEL.ROI_HEADS.NAME.removeprefix("Standard")
         assert changed.pop("MODEL.ROI_HEADS.NAME") == f"PISA{name}"
     else:

@@ -133,9 +133,11 @@ def sem_seg_of(record, num_classes, file_name):
 def annotated_for(cfg, records, folder):
     """Copies of the records with the kinds of annotations, and the classes, that a config asks."""
     records = copy.deepcopy(records)
+    one_stage = cfg.MODEL.META_ARCHITECTURE.endswith("RetinaNet")
+    num_classes = (cfg.MODEL.RETINANET if one_stage else cfg.MODEL.ROI_HEADS).NUM_CLASSES
     for i, r in enumerate(records):
         for annotation in r["annotations"]:
-            annotation["category_id"] %= cfg.MODEL.ROI_HEADS.NUM_CLASSES
+            annotation["category_id"] %= num_classes
             if cfg.MODEL.KEYPOINT_ON:
                 mode = annotation["bbox_mode"]
                 box = BoxMode.convert(annotation["bbox"], mode, BoxMode.XYXY_ABS)
@@ -224,12 +226,14 @@ def assert_equal(a, b):
 @pytest.mark.parametrize("plain", PLAIN)
 def test_a_method_detects_what_stock_does_with_the_same_weights(plain):
     opts = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 10]
+    opts += ["MODEL.RETINANET.SCORE_THRESH_TEST", 0.0]
     opts += ["MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", 0.0]
     batch = [{"image": sample["image"]} for sample in random_batch([0, 0])]
     torch.manual_seed(0)
     stock = build_model(reduced(plain, *opts)).eval()
     with torch.no_grad():
-        for p in stock.roi_heads.parameters():  # the first scores nearly tie
+        head = stock.roi_heads if hasattr(stock, "roi_heads") else stock.head
+        for p in head.parameters():  # the first scores nearly tie
             p.add_(0.02 * torch.randn_like(p))
         expected = stock(batch)
         assert all(len(output["instances"]) > 0 for output in expected)

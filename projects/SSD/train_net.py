@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""Train and evaluate SSD: the repository's train_net.py with SSD's keys, images and clipping."""
+
+import itertools
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this script is a train_net.py too
+
+import pisa_d2  # isort: skip  (readies Detectron2)
+
+import torch
+from detectron2.data import build_detection_train_loader
+from ssd import SSDMapper, add_ssd_config
+
+import train_net
+
+
+class Trainer(train_net.Trainer):
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_detection_train_loader(cfg, mapper=SSDMapper(cfg))
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        """
+        SOLVER.CLIP_GRADIENTS.CLIP_TYPE "full_model" clips the norm of the whole gradient, as PISA
+        was published; Detectron2's "norm" that of each parameter by itself.
+        """
+        clip = cfg.SOLVER.CLIP_GRADIENTS
+        if not clip.ENABLED or clip.CLIP_TYPE != "full_model":
+            return super().build_optimizer(cfg, model)
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+        optimizer = super().build_optimizer(cfg, model)
+
+        def clip_gradients(optimizer, args, kwargs):
+            groups = (group["params"] for group in optimizer.param_groups)
+            params = itertools.chain.from_iterable(groups)
+            torch.nn.utils.clip_grad_norm_(params, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+        optimizer.register_step_pre_hook(clip_gradients)
+        return optimizer
+
+
+def add_config(cfg):
+    pisa_d2.add_pisa_config(cfg)
+    add_ssd_config(cfg)
+
+
+def main(args):
+    return train_net.main(args, Trainer, add_config)
+
+
+if __name__ == "__main__":
+    train_net.invoke_main(main)
