@@ -1,6 +1,7 @@
 """What several tests build: small models, batches and samples."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import Boxes, Instances
 
 ROOT = Path(__file__).resolve().parents[1]
+COCO = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "coco"
 IMAGE_SIZE = (96, 128)
 HOST_COPIES = {
     *("__bool__", "__float__", "__index__", "__int__", "cpu", "equal", "item", "masked_select"),
@@ -30,6 +32,12 @@ def methods_of(plain: str) -> list[str]:
     path = Path(plain)
     named = (str(path.with_name(method + path.name)) for method in METHODS)
     return [config for config in named if config in CONFIGS]
+
+
+def has_coco() -> bool:
+    """Whether images of COCO's train2017 and their annotations are there."""
+    files = COCO / "annotations" / "instances_train2017.json", COCO / "train2017"
+    return all(path.exists() for path in files)
 
 
 def load_script(path: str) -> ModuleType:

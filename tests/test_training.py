@@ -1,8 +1,6 @@
 """Every config takes training steps and detects, on photographs and without any data."""
 
 import copy
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +10,9 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.events import EventStorage
-from helpers import PLAIN, load_cfg, methods_of, random_batch
+from helpers import COCO, PLAIN, has_coco, load_cfg, methods_of, random_batch
 from PIL import Image
 from pycocotools import mask as coco_mask
-
-COCO = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "coco"
-COCO_FILES = [COCO / "annotations" / "instances_train2017.json", COCO / "train2017"]
 
 
 def reduced(config, *opts):
@@ -96,7 +91,7 @@ def made_up_records(tmp_path_factory):
 @pytest.fixture(scope="module")
 def coco_records():
     """Of COCO's photographs one with few objects, the one of most crowds, and one of none."""
-    if not all(path.exists() for path in COCO_FILES):
+    if not has_coco():
         pytest.skip(f"'{COCO}' has no annotations/instances_train2017.json and train2017")
     loaded = DatasetCatalog.get("coco_2017_train")
     few = next(r for r in loaded if 2 <= len(r["annotations"]) <= 5)
