@@ -7,7 +7,7 @@ predictions by its parts.
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,11 +109,13 @@ def make_batch(
 
 
 def steps_of(
-    cfg: CfgNode, batch: list[dict]
+    cfg: CfgNode, batch: list[dict], only: Sequence[str]
 ) -> tuple[dict[str, nn.Module], dict[str, Callable[[], None]]]:
     """Models, by name, and a function for each that trains it a step."""
     models, functions = {}, {}
     for name, options in variants(cfg).items():
+        if only and name not in (BASE, *only):
+            continue
         model = models[name] = build(cfg, options)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
 
@@ -128,10 +130,10 @@ def steps_of(
 
 
 def run(
-    cfg: CfgNode, batch: list[dict], rounds: int, device: str
+    cfg: CfgNode, batch: list[dict], rounds: int, device: str, only: Sequence[str] = ()
 ) -> tuple[list[Step], dict[str, dict[str, float]]]:
     """The measured steps, and seconds of the parts of sampling where it needs predictions."""
-    models, functions = steps_of(cfg, batch)
+    models, functions = steps_of(cfg, batch, only)
     with EventStorage():
         timings = in_turn(functions, BASE, rounds, device)
         steps = [
@@ -223,6 +225,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1066), metavar=("H", "W"))
     parser.add_argument("--proposals", type=int, default=1000, help="an image (%(default)s)")
     parser.add_argument("--objects", type=int, default=10, help="an image (%(default)s)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="and the base")
     parser.add_argument("--rounds", type=int, default=20, help="%(default)s by default")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
@@ -231,7 +234,7 @@ def main() -> None:
     proposals = ["MODEL.RPN.POST_NMS_TOPK_TRAIN", args.proposals]
     cfg = setup(args.config_file, [*proposals, *args.opts], args.device)
     batch = make_batch(cfg.MODEL.ROI_HEADS.NUM_CLASSES, args.images, tuple(args.size), args.objects)
-    steps, parts = run(cfg, batch, args.rounds, args.device)
+    steps, parts = run(cfg, batch, args.rounds, args.device, args.only)
     print(
         f"{args.images} images of {args.size[0]} x {args.size[1]}, {args.proposals} proposals and "
         f"{args.objects} objects each, {args.device}, torch {torch.__version__}, "
