@@ -3,7 +3,8 @@
 Train and evaluate detectors with pisa_d2.
 
 Detectron2's standard training script, for every data set that Detectron2 can evaluate, with the
-config keys of pisa_d2 added.
+config keys of pisa_d2 added. Runs also under torchrun, and ends up in the same place when it was
+interrupted and resumed: see docs/distributed.md.
 """
 
 import logging
@@ -14,10 +15,9 @@ from collections import OrderedDict
 import pisa_d2  # isort: skip  (readies Detectron2)
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
+from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
@@ -32,6 +32,8 @@ from detectron2.evaluation import (
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+
+from pisa_d2.engine import Checkpointer, ResumableTrainer, launch
 
 # Of Detectron2 0.6's anchors and pooler; nothing that a user could mend.
 warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
@@ -51,7 +53,7 @@ EVALUATORS = {
 }
 
 
-class Trainer(DefaultTrainer):
+class Trainer(ResumableTrainer):
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
         """The evaluators for the ``evaluator_type`` in the metadata of the data set."""
@@ -74,11 +76,16 @@ class Trainer(DefaultTrainer):
         return OrderedDict((f"{name}_TTA", result) for name, result in results.items())
 
 
-def setup(args):
+def load_config(args):
     cfg = get_cfg()
     pisa_d2.add_pisa_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
+    return cfg
+
+
+def setup(args):
+    cfg = load_config(args)
     no_gpu = cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available()
     if no_gpu:
         cfg.MODEL.DEVICE = "cpu"
@@ -95,7 +102,7 @@ def main(args):
 
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+        Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
         results = Trainer.test(cfg, model)
@@ -123,4 +130,5 @@ if __name__ == "__main__":
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
         args=(args,),
+        device=load_config(args).MODEL.DEVICE,
     )
