@@ -37,6 +37,8 @@ from pisa_d2.engine import Checkpointer, ResumableTrainer, launch
 
 # Of Detectron2 0.6's anchors and pooler; nothing that a user could mend.
 warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
+# Of Detectron2's distributed model, in both versions.
+warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 EVALUATORS = {
     "coco": lambda name, folder: [COCOEvaluator(name, output_dir=folder)],
@@ -121,10 +123,11 @@ def main(args):
     return trainer.train()
 
 
-if __name__ == "__main__":
+def run(main_func=main):
+    """Call ``main_func(args)`` on each of the processes that the command line asks for."""
     args = default_argument_parser().parse_args()
     launch(
-        main,
+        main_func,
         args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
@@ -132,3 +135,7 @@ if __name__ == "__main__":
         args=(args,),
         device=load_config(args).MODEL.DEVICE,
     )
+
+
+if __name__ == "__main__":
+    run()

@@ -39,10 +39,14 @@ def _create_local_process_group(size: int) -> None:
             comm._LOCAL_PROCESS_GROUP = group
 
 
-def _join(
-    rank: int, world_size: int, local_rank: int, local_size: int, init_method: str, on_gpu: bool
-) -> None:
-    if on_gpu:
+def _join(rank: int, world_size: int, local_rank: int, local_size: int, where: dict) -> None:
+    """``where``: how the processes meet, as arguments of ``init_process_group``; "backend" too."""
+    if world_size % local_size:
+        raise ValueError(
+            f"{world_size} processes in all cannot be {local_size} on each machine: start the same "
+            "number on all."
+        )
+    if where["backend"] == "nccl":
         if local_size > torch.cuda.device_count():
             raise ValueError(
                 f"{local_size} processes are to run on this machine, which has "
@@ -50,34 +54,32 @@ def _join(
                 "MODEL.DEVICE to cpu."
             )
         torch.cuda.set_device(local_rank)
-    if world_size % local_size:
-        raise ValueError(
-            f"{world_size} processes in all cannot be {local_size} on each machine: start the same "
-            "number on all."
-        )
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        init_method=init_method,
-        rank=rank,
-        world_size=world_size,
-        timeout=DEFAULT_TIMEOUT,
-    )
+    dist.init_process_group(rank=rank, world_size=world_size, timeout=DEFAULT_TIMEOUT, **where)
     _create_local_process_group(local_size)
     comm.synchronize()
+
+
+def _join_from_environment(backend: str) -> None:
+    rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in ENVIRONMENT)
+    store = next(dist.rendezvous("env://", timeout=DEFAULT_TIMEOUT))[0]
+    if world_size == local_size:
+        # torchrun's store outlives a restart, and in it the addresses of processes that are gone
+        # (pytorch issue 135712). Several machines do not count restarts alike.
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    _join(rank, world_size, local_rank, local_size, {"backend": backend, "store": store})
 
 
 def _worker(
     local_rank: int,
     main_func: Callable,
+    args: tuple,
     local_size: int,
     num_machines: int,
     machine_rank: int,
-    dist_url: str,
-    args: tuple,
-    on_gpu: bool,
+    where: dict,
 ) -> None:
     rank = machine_rank * local_size + local_rank
-    _join(rank, num_machines * local_size, local_rank, local_size, dist_url, on_gpu)
+    _join(rank, num_machines * local_size, local_rank, local_size, where)
     main_func(*args)
     dist.destroy_process_group()
 
@@ -155,11 +157,10 @@ def launch(
     Raises:
         ValueError: there are fewer GPUs than processes, or "auto" is asked for on several machines.
     """
-    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    backend = "nccl" if device.startswith("cuda") and torch.cuda.is_available() else "gloo"
     if all(name in os.environ for name in ENVIRONMENT):
-        rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in ENVIRONMENT)
-        _join(rank, world_size, local_rank, local_size, "env://", on_gpu)
-        result = record(main_func)(*args)  # record: torchrun's own last words tell the error
+        _join_from_environment(backend)
+        result = record(main_func)(*args)  # record: torchrun's last words tell the error
         dist.destroy_process_group()
         return result
     if num_machines * num_processes == 1:
@@ -168,11 +169,15 @@ def launch(
         if num_machines > 1:
             raise ValueError("dist_url='auto' serves one machine: name one that all can reach.")
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    if not on_gpu:  # or each would take all cores; torchrun allows one thread
+    if backend == "gloo":  # or each would take all cores; torchrun allows one thread
         threads = max(1, (os.cpu_count() or 1) // num_processes)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    settings = (main_func, num_processes, num_machines, machine_rank, dist_url, args, on_gpu)
+    where = {"backend": backend, "init_method": dist_url}
     context = mp.start_processes(
-        _worker, args=settings, nprocs=num_processes, join=False, start_method="spawn"
+        _worker,
+        args=(main_func, args, num_processes, num_machines, machine_rank, where),
+        nprocs=num_processes,
+        join=False,
+        start_method="spawn",
     )
     return _wait_for(context)

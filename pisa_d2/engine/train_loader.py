@@ -102,7 +102,7 @@ class TrainLoader:
             sampler = self._make_sampler()
         rank, world_size = comm.get_rank(), comm.get_world_size()
         waiting: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
-        for position, index in zip(itertools.count(rank, world_size), sampler):
+        for position, index in zip(itertools.count(rank, world_size), sampler, strict=False):
             batch = waiting[self._wide[index]]
             batch.append((position, index))
             if len(batch) == self._batch_size:
