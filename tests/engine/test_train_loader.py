@@ -7,9 +7,11 @@ import torch
 from detectron2.data import DatasetCatalog, DatasetFromList, MapDataset
 from detectron2.data.build import build_batch_data_loader
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.utils import comm
 from jobs import digits_cfg
 
 from pisa_d2.data import make_digits, register_digits
+from pisa_d2.data.catalog import register_dataset
 from pisa_d2.engine import TrainLoader, build_train_loader
 
 DICTS = [{"id": i, "width": 10 + i % 3, "height": 11} for i in range(20)]
@@ -79,21 +81,24 @@ def test_loading_leaves_the_generators_of_the_step_alone():
 
 def test_processes_share_the_sequence(monkeypatch):
     alone = [d["id"] for batch in take(loader_of(aspect_ratio_grouping=False), 8) for d in batch]
+    monkeypatch.setattr(
+        "detectron2.utils.comm.shared_random_seed", lambda: np.random.randint(2**31)
+    )
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
     for rank in range(2):
-        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
         own = [d for batch in take(loader_of(aspect_ratio_grouping=False), 4) for d in batch]
         assert [d["id"] for d in own] == alone[rank::2]
 
 
-def test_detectron2s_own_loader_serves_where_sizes_are_not_known(tmp_path, monkeypatch):
+def test_detectron2s_own_loader_serves_where_sizes_are_not_known(tmp_path):
     make_digits(tmp_path, num_train=4, num_val=1)
     register_digits(tmp_path)
     assert isinstance(build_train_loader(digits_cfg()), TrainLoader)
     dicts = DatasetCatalog.get("digits_train")
     for d in dicts:
         del d["width"], d["height"]
-    monkeypatch.setitem(DatasetCatalog, "digits_train", lambda: dicts)
+    register_dataset("digits_train", lambda: dicts)
     loader = build_train_loader(digits_cfg())
     assert not isinstance(loader, TrainLoader)
     ungrouped = digits_cfg("DATALOADER.ASPECT_RATIO_GROUPING", "False")

@@ -1,4 +1,4 @@
-"""What test_distributed.py and test_resume.py run, in processes of their own too."""
+"""What the tests of pisa_d2/engine run, in processes of their own too."""
 
 import os
 import re
