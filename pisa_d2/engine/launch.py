@@ -115,12 +115,13 @@ def _wait_for(context: mp.ProcessContext) -> None:
         timer = threading.Timer(GRACE, lambda: [process.kill() for process in running])
         timer.start()
         try:
+            status = max(process.exitcode or 0 for process in processes)
+            if status > 1:  # it chose to end, and so do the others
+                for process in running:
+                    process.join()
+                sys.exit(status)
             while not context.join():
                 pass
-        except mp.ProcessExitedException as error:
-            if error.exit_code > 1:
-                sys.exit(error.exit_code)
-            raise
         finally:
             timer.cancel()
     finally:

@@ -1,4 +1,5 @@
 import itertools
+import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from .seeding import seeded
 Batch = list[dict[str, Any]]
 
 # Seconds that a process which loads data goes on after SIGTERM, see _outlive_sigterm.
-LINGER = 30
+LINGER = 60
 
 
 class _SeededDataset(Dataset):
@@ -32,6 +33,8 @@ class _SeededDataset(Dataset):
 
 def _outlive_sigterm(worker_id: int) -> None:
     # A scheduler sends it to all processes, and the training still needs batches to end its step.
+    # With status 0, as any other would break off what the training does at that moment.
+    signal.signal(signal.SIGALRM, lambda signum, frame: os._exit(0))
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(LINGER))
 
 
