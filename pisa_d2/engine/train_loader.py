@@ -53,7 +53,7 @@ class TrainLoader:
     def __init__(
         self,
         dataset: list[dict],
-        make_sampler: Callable[[], Iterable[int]],
+        make_sampler: Callable[[Dataset], Iterable[int]],
         mapper: Callable[[dict], dict],
         *,
         batch_size: int,
@@ -63,15 +63,17 @@ class TrainLoader:
         """
         Args:
             dataset: in Detectron2's format; with "width" and "height" if they are grouped.
-            make_sampler: gives the endless sequence of indices for this process, seeded from
-                NumPy's global generator, as Detectron2's samplers are.
+            make_sampler: gives the endless sequence of indices of the data set for this process,
+                seeded from NumPy's global generator, as Detectron2's samplers are.
             mapper: makes a model's input of an element of ``dataset``.
             batch_size: for this process.
             aspect_ratio_grouping: batches are of images that are all wide, or all high.
         """
         self.seed = 0
         self.start = 0
-        self._dataset = MapDataset(DatasetFromList(dataset, copy=False), mapper)
+        # Serialized: a list of dicts would be copied to each process that loads data, in time.
+        self._dicts = DatasetFromList(dataset, copy=False)
+        self._mapped = MapDataset(self._dicts, mapper)
         self._make_sampler = make_sampler
         self._wide = [aspect_ratio_grouping and d["width"] > d["height"] for d in dataset]
         self._batch_size = batch_size
@@ -91,7 +93,7 @@ class TrainLoader:
 
     def _load(self) -> Generator[Batch]:
         yield from DataLoader(
-            _SeededDataset(self._dataset, self.seed),
+            _SeededDataset(self._mapped, self.seed),
             batch_sampler=itertools.islice(self._sample_batches(), self.start, None),
             num_workers=self._num_workers,
             collate_fn=list,
@@ -102,7 +104,7 @@ class TrainLoader:
     def _sample_batches(self) -> Iterator[list[tuple[int, int]]]:
         """The batches of a training, from its first; an image as its (position, index)."""
         with seeded(self.seed, 1):
-            sampler = self._make_sampler()
+            sampler = self._make_sampler(self._dicts)
         rank, world_size = comm.get_rank(), comm.get_world_size()
         waiting: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
         for position, index in zip(itertools.count(rank, world_size), sampler, strict=False):
@@ -137,7 +139,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable | None = None) -> Iterable
         )
     return TrainLoader(
         dataset,
-        lambda: from_config(cfg, mapper=mapper, dataset=dataset)["sampler"],
+        lambda dicts: from_config(cfg, mapper=mapper, dataset=dicts)["sampler"],
         settings["mapper"],
         batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
         aspect_ratio_grouping=grouping,

@@ -16,9 +16,9 @@ from pisa_d2.engine import TrainLoader, build_train_loader
 
 DICTS = [{"id": i, "width": 10 + i % 3, "height": 11} for i in range(20)]
 SAMPLERS = {
-    "uniform": lambda seed=None: TrainingSampler(len(DICTS), seed=seed),
-    "repeat": lambda seed=None: RepeatFactorTrainingSampler(
-        torch.linspace(1, 2, len(DICTS)), seed=seed
+    "uniform": lambda dicts, seed=None: TrainingSampler(len(dicts), seed=seed),
+    "repeat": lambda dicts, seed=None: RepeatFactorTrainingSampler(
+        torch.linspace(1, 2, len(dicts)), seed=seed
     ),
 }
 
@@ -45,11 +45,11 @@ def take(loader, num):
 def test_batches_are_those_of_detectron2s_loader(sampler, grouping, monkeypatch):
     seeds = []
     make = SAMPLERS[sampler]
-    monkeypatch.setitem(SAMPLERS, sampler, lambda: seeds.append(make()) or seeds[0])
+    monkeypatch.setitem(SAMPLERS, sampler, lambda dicts: seeds.append(make(dicts)) or seeds[0])
     found = take(loader_of(sampler, aspect_ratio_grouping=grouping), 30)
     theirs = build_batch_data_loader(
         MapDataset(DatasetFromList(DICTS), lambda d: d),
-        make(seed=seeds[0]._seed),
+        make(DICTS, seed=seeds[0]._seed),
         total_batch_size=3,
         aspect_ratio_grouping=grouping,
     )
@@ -103,3 +103,18 @@ def test_detectron2s_own_loader_serves_where_sizes_are_not_known(tmp_path):
     assert not isinstance(loader, TrainLoader)
     ungrouped = digits_cfg("DATALOADER.ASPECT_RATIO_GROUPING", "False")
     assert isinstance(build_train_loader(ungrouped), TrainLoader)
+
+
+def test_samplers_that_read_the_data_set_are_resumed_too(tmp_path):
+    make_digits(tmp_path, num_train=8, num_val=1)
+    register_digits(tmp_path)
+    repeat = ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"]
+    cfg = digits_cfg(*repeat, "DATALOADER.REPEAT_THRESHOLD", "0.9")
+    batches = take(build_train_loader(cfg), 6)
+    loader = build_train_loader(cfg)
+    loader.start = 4
+    for batch, expected in zip(take(loader, 2), batches[4:], strict=True):
+        assert [d["image_id"] for d in batch] == [d["image_id"] for d in expected]
+        assert all(
+            torch.equal(d["image"], e["image"]) for d, e in zip(batch, expected, strict=True)
+        )
