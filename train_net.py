@@ -3,7 +3,8 @@
 Train and evaluate detectors with pisa_d2.
 
 Detectron2's standard training script, for every data set that Detectron2 can evaluate, with the
-config keys of pisa_d2 added.
+config keys of pisa_d2 added. Runs also under torchrun, and ends up in the same place when it was
+interrupted and resumed: see docs/distributed.md.
 """
 
 import logging
@@ -14,10 +15,9 @@ from collections import OrderedDict
 import pisa_d2  # isort: skip  (readies Detectron2)
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
+from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
@@ -33,8 +33,12 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from pisa_d2.engine import Checkpointer, ResumableTrainer, launch
+
 # Of Detectron2 0.6's anchors and pooler; nothing that a user could mend.
 warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
+# Of Detectron2's distributed model, in both versions.
+warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 EVALUATORS = {
     "coco": lambda name, folder: [COCOEvaluator(name, output_dir=folder)],
@@ -51,7 +55,7 @@ EVALUATORS = {
 }
 
 
-class Trainer(DefaultTrainer):
+class Trainer(ResumableTrainer):
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
         """The evaluators for the ``evaluator_type`` in the metadata of the data set."""
@@ -74,11 +78,16 @@ class Trainer(DefaultTrainer):
         return OrderedDict((f"{name}_TTA", result) for name, result in results.items())
 
 
-def setup(args, add_config=pisa_d2.add_pisa_config):
+def load_config(args, add_config=pisa_d2.add_pisa_config):
     cfg = get_cfg()
     add_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
+    return cfg
+
+
+def setup(args, add_config=pisa_d2.add_pisa_config):
+    cfg = load_config(args, add_config)
     no_gpu = cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available()
     if no_gpu:
         cfg.MODEL.DEVICE = "cpu"
@@ -99,7 +108,7 @@ def main(args, trainer_class=Trainer, add_config=pisa_d2.add_pisa_config):
 
     if args.eval_only:
         model = trainer_class.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+        Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
         results = trainer_class.test(cfg, model)
@@ -118,18 +127,19 @@ def main(args, trainer_class=Trainer, add_config=pisa_d2.add_pisa_config):
     return trainer.train()
 
 
-def invoke_main(main=main):
-    """Call ``main`` with the command line's arguments in as many processes as they say."""
+def run(main_func=main, add_config=pisa_d2.add_pisa_config):
+    """Call ``main_func(args)`` on each of the processes that the command line asks for."""
     args = default_argument_parser().parse_args()
     launch(
-        main,
+        main_func,
         args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
         args=(args,),
+        device=load_config(args, add_config).MODEL.DEVICE,
     )
 
 
 if __name__ == "__main__":
-    invoke_main()
+    run()

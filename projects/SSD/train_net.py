@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this script is a
 import pisa_d2  # isort: skip  (readies Detectron2)
 
 import torch
-from detectron2.data import build_detection_train_loader
 from ssd import SSDMapper, add_ssd_config
 
 import train_net
@@ -19,7 +18,7 @@ import train_net
 class Trainer(train_net.Trainer):
     @classmethod
     def build_train_loader(cls, cfg):
-        return build_detection_train_loader(cfg, mapper=SSDMapper(cfg))
+        return super().build_train_loader(cfg, mapper=SSDMapper(cfg))
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -54,4 +53,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    train_net.invoke_main(main)
+    train_net.run(main, add_config)

@@ -1,0 +1,147 @@
+import logging
+import signal
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+    hooks,
+)
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from .checkpoint import Checkpointer
+from .seeding import derive_seed
+from .train_loader import Batch, TrainLoader, build_train_loader
+
+# The exit status of a training that SIGTERM ended after a checkpoint: sysexits' "temporary
+# failure, the user is invited to retry", which a shell's 128 + 15 for a killed process is not.
+EXIT_SAVED = 75
+
+logger = logging.getLogger(__name__)
+
+
+class SaveOnSigterm(HookBase):
+    """
+    After SIGTERM, on any process: at the end of the step save a checkpoint and exit with
+    :data:`EXIT_SAVED`, all processes together.
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+        self._before: Any = None
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self._told = True
+
+    def before_train(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # no other may set a handler
+            self._before = signal.signal(signal.SIGTERM, self._on_signal)
+
+    def after_step(self) -> None:
+        if not any(comm.all_gather(self._told)):  # the signal reaches processes in different steps
+            return
+        trainer = self.trainer
+        name = f"model_{trainer.iter:07d}"
+        trainer.checkpointer.save(name, iteration=trainer.iter)
+        comm.synchronize()  # nobody leaves before it is written
+        logger.warning(
+            "Stopped by SIGTERM after iteration %d, which %s.pth holds. Run again with --resume to "
+            "go on. Exit status %d.",
+            *(trainer.iter, name, EXIT_SAVED),
+        )
+        raise SystemExit(EXIT_SAVED)
+
+    def after_train(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+
+class ResumableTrainer(DefaultTrainer):
+    """
+    Detectron2's trainer, whose interrupted runs end up where they would have without interruption.
+
+    * Iteration i draws its random numbers from (seed, i, process), and its batch does not depend on
+      where the run began. The seed is ``SEED``, or a random one; a checkpoint has it.
+    * A checkpoint has the optimizer on Detectron2 0.6 too, and under the same key as on main.
+    * Checkpoints are written aside; see :class:`Checkpointer`. SIGTERM causes one, and the end.
+    * It runs on several processes without GPUs.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # Detectron2's own constructor ties a distributed model to a GPU and makes the checkpointer
+        # that its hooks keep, so its few lines are here, with what they call.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        devices: dict[str, None] = {"device_ids": None} if on_cpu else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **devices)
+        trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, mapper: Callable | None = None) -> Iterable[Batch]:
+        """See :func:`build_train_loader`, also for ``mapper``."""
+        return build_train_loader(cfg, mapper)
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's, and between its checkpoints and its evaluation :class:`SaveOnSigterm`."""
+        built = [hook for hook in super().build_hooks() if hook is not None]
+        evaluation = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        return [*built[:evaluation], SaveOnSigterm(), *built[evaluation:]]
+
+    def before_train(self) -> None:
+        if isinstance(self.data_loader, TrainLoader):
+            self.data_loader.seed, self.data_loader.start = self.seed, self.start_iter
+        elif self.start_iter > 0:
+            logger.warning(
+                "The sequence of images begins anew: build_train_loader gave no TrainLoader."
+            )
+        super().before_train()
+
+    def run_step(self) -> None:
+        seed_all_rng(derive_seed(self.seed, 2, comm.get_rank(), self.iter))
+        super().run_step()
+
+    def after_train(self) -> None:
+        if isinstance(self.data_loader, TrainLoader):
+            self.data_loader.close()
+        if self.iter < self.max_iter:  # it failed or was stopped, maybe on this process alone
+            rest = [hook for hook in self._hooks if not isinstance(hook, hooks.EvalHook)]
+            self._hooks: list[HookBase] = rest
+        super().after_train()
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"_trainer": self._trainer.state_dict(), "seed": self.seed}
+        return {**super().state_dict(), **own}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        TrainerBase.load_state_dict(self, state_dict)
+        self.seed = state_dict.get("seed", self.seed)
+        if "_trainer" in state_dict:
+            self._trainer.load_state_dict(state_dict["_trainer"])
+        else:
+            logger.warning("The checkpoint, of Detectron2 0.6's trainer, has no optimizer state.")

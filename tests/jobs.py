@@ -1,0 +1,103 @@
+"""What the tests of pisa_d2/engine run, in processes of their own too."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+from helpers import ROOT, load_cfg, random_batch, small_cfg, stock, switch
+
+sys.path.insert(0, str(ROOT))
+
+import torch
+from detectron2.engine import create_ddp_model
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+# A model of a few milliseconds a step, images of three sizes, and 9 iterations.
+OPTIONS = [
+    *("MODEL.DEVICE", "cpu", "SEED", "1", "TEST.EXPECTED_RESULTS", "[]"),
+    *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.CONV_DIM", "32"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32"),
+    *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "100", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50"),
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", "20", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"),
+    *("INPUT.MIN_SIZE_TRAIN", "(64,80,96)", "INPUT.MIN_SIZE_TEST", "64"),
+    *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.WARMUP_ITERS", "2"),
+    *("SOLVER.MAX_ITER", "9", "SOLVER.CHECKPOINT_PERIOD", "2"),
+]
+
+# Models for the gradients: Detectron2's heads, ours without PISA, and with it.
+KINDS = {"stock": stock("PISAROIHeads"), "off": switch(False, False, False), "pisa": []}
+
+# Objects of the images of each process: the second has none, and so no positive.
+OBJECTS = ([3, 1], [0, 0])
+
+
+def digits_cfg(*options):
+    return load_cfg("Digits/pisa_faster_rcnn_R_18_FPN.yaml", *OPTIONS, *options)
+
+
+def command(script, output, *words):
+    """The words that run train_net.py or another script with the same arguments."""
+    config = ROOT / "configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml"
+    return [
+        *(str(ROOT / script), "--config-file", str(config), "--dist-url", "auto"),
+        *(*words, *OPTIONS, "OUTPUT_DIR", str(output)),
+    ]
+
+
+def run(words, datasets, **env):
+    """
+    Run Python with these words, in a session of its own. Gives its exit status and what it printed.
+    If a process struck, the others may take a minute to end.
+    """
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        env={**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed = process.communicate(timeout=180)[0]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    strikes = re.findall(r"Strike at (.*)", printed)
+    assert process.returncode == 0 or not strikes or time.time() < float(strikes[-1]) + 60
+    return process.returncode, printed
+
+
+def build(kind):
+    torch.manual_seed(0)
+    return build_model(small_cfg(*KINDS[kind]))
+
+
+def gradients(model, rank):
+    """Of the losses of the images of a process, twice, since the second time DDP says more."""
+    for _ in range(2):
+        model.zero_grad()
+        batch = random_batch(OBJECTS[rank], seed=rank)
+        torch.manual_seed(rank)
+        with EventStorage():
+            sum(model(batch).values()).backward()
+    named = getattr(model, "module", model).named_parameters()
+    return {name: p.grad.clone() for name, p in named if p.requires_grad}
+
+
+def save_gradients(folder):
+    """On each process: what DistributedDataParallel makes of the gradients of both."""
+    for kind in KINDS:
+        model = create_ddp_model(build(kind), device_ids=None, broadcast_buffers=False)
+        torch.save(gradients(model, comm.get_rank()), folder / f"{kind}{comm.get_rank()}.pth")
+
+
+def train_and_save_gradients(args, folder):
+    import train_net
+
+    save_gradients(folder)
+    train_net.main(args)
