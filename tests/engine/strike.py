@@ -32,8 +32,7 @@ class Trainer(train_net.Trainer):
 
 
 def main(args):
-    train_net.Trainer = Trainer
-    return train_net.main(args)
+    return train_net.main(args, Trainer)
 
 
 if __name__ == "__main__":
