@@ -350,6 +350,35 @@ def test_boxes_that_head_a_group_are_those_that_torchvision_keeps(seed):
     assert_close(heads[heads], heads)
 
 
+@pytest.mark.parametrize("step", [1, 7, 39, 40, 64])
+@pytest.mark.parametrize("leading", [(), (2,)])
+def test_boxes_that_are_gone_through_in_parts_have_the_groups_of_all_at_once(
+    monkeypatch, as_on_gpu, leading, step
+):
+    boxes, scores = random_boxes(*leading, 40, seed=0)
+    partitions = torch.randint(0, 2, scores.shape, generator=torch.Generator().manual_seed(0))
+    at_once = nms_groups(boxes, scores, 0.3, partitions)
+    for name in ("_MAX_PAIRS", "_MAX_PAIRS_ON_GPU"):
+        monkeypatch.setattr(hlr, name, step * scores.numel())
+    assert_close(nms_groups(boxes, scores, 0.3, partitions), at_once)
+    groups = nms_groups(as_on_gpu(boxes), as_on_gpu(scores), 0.3, as_on_gpu(partitions))
+    assert_close(groups.as_subclass(Tensor), at_once)
+    assert not torch.equal(at_once, torch.arange(40).expand_as(at_once))
+
+
+def test_no_more_pairs_than_the_bound_are_compared_at_a_time(monkeypatch):
+    compared = []
+
+    def counting(boxes1, boxes2):
+        compared.append(box_iou(boxes1, boxes2))
+        return compared[-1]
+
+    monkeypatch.setattr(hlr, "box_iou", counting)
+    nms_groups(*random_boxes(3000, seed=0), 0.5)
+    assert sum(ious.numel() for ious in compared) > 3000**2 / 2
+    assert max(ious.numel() for ious in compared) <= hlr._MAX_PAIRS
+
+
 @pytest.mark.parametrize("leading", [(5,), (2, 3), (0,), (2, 0)])
 def test_nms_groups_of_leading_dimensions_are_those_of_each_image_alone(leading):
     boxes, scores = random_boxes(*leading, 40, seed=0)
