@@ -5,10 +5,13 @@ Imported before anything of Detectron2. Each mend is made only where its lack is
 is changed on a Detectron2 that needs none of them.
 """
 
+import functools
 import importlib.util
+import random
 import sys
 import types
 import warnings
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -53,10 +56,34 @@ def _import_without_operators() -> None:
     sys.modules[fast_eval_api.__name__] = fast_eval_api
 
 
+class _RandomOfSets(random.Random):
+    """Draws from sets too, as Python did up to 3.10."""
+
+    def sample(self, population: Any, k: int) -> list:  # type: ignore[override]
+        return super().sample(list(population), k)
+
+
+def _let_mappers_leave_out_samples() -> None:
+    # A mapper that returns None asks for another sample, which 0.6 draws from a set.
+    from detectron2.data.common import MapDataset
+
+    init = MapDataset.__init__
+    if hasattr(init, "__wrapped__"):  # done before
+        return
+
+    @functools.wraps(init)
+    def init_with_random_of_sets(self: Any, dataset: Any, map_func: Any) -> None:
+        init(self, dataset, map_func)
+        self._rng = _RandomOfSets(42)
+
+    MapDataset.__init__ = init_with_random_of_sets
+
+
 def _mend() -> None:
     from detectron2.utils import comm
 
-    if not hasattr(comm, "create_local_process_group"):  # 0.6
+    is_old = not hasattr(comm, "create_local_process_group")  # 0.6
+    if is_old:
         _add_removed_names()
     try:
         import detectron2.layers  # noqa: F401
@@ -64,6 +91,8 @@ def _mend() -> None:
         if importlib.util.find_spec("detectron2._C") is not None:
             raise
         _import_without_operators()
+    if is_old and sys.version_info >= (3, 11):
+        _let_mappers_leave_out_samples()
 
 
 def prepare_detectron2() -> None:

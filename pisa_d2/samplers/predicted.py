@@ -4,7 +4,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ..config import check_range
+from ..config import check_flag, check_range
 from ..hlr import descending_order, hierarchical_local_rank, refine_order
 from ..ranking import groups_in_images, rank_negatives
 from .sampler import PROPOSAL_SAMPLER_REGISTRY, Candidates, ProposalSampler, lowest
@@ -30,6 +30,7 @@ class HardSampler(ProposalSampler):
         heads = cfg.MODEL.ROI_HEADS
         self.joint = heads.HARD_SAMPLER.JOINT
         self.nms_thresh = heads.HARD_SAMPLER.NMS_THRESH
+        check_flag("MODEL.ROI_HEADS.HARD_SAMPLER.JOINT", self.joint)
         check_range("MODEL.ROI_HEADS.HARD_SAMPLER.NMS_THRESH", self.nms_thresh, 0, 1)
         names = {heads.POSITIVE_SAMPLER.NAME, heads.NEGATIVE_SAMPLER.NAME}
         if self.joint and len(names) > 1:
