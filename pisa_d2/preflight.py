@@ -78,7 +78,7 @@ def model_classes(cfg: CfgNode) -> Classes | None:
     return None
 
 
-def check_output(folder: str | os.PathLike) -> None:
+def check_output(folder: str) -> None:
     """
     Make the folder, and write a megabyte to it that is taken away again.
 
@@ -91,7 +91,7 @@ def check_output(folder: str | os.PathLike) -> None:
             file.write(bytes(_PROBE_BYTES))
     except OSError as error:
         raise OSError(
-            f"OUTPUT_DIR = {str(folder)!r} cannot be written to ({error}). Name a folder that you "
+            f"OUTPUT_DIR = {folder!r} cannot be written to ({error}). Name a folder that you "
             "may write to, on a disk with room for the checkpoints."
         ) from error
 
@@ -116,7 +116,7 @@ def check_model(cfg: CfgNode, model: nn.Module, resume: bool, train: bool) -> No
         check_checkpoint(cfg.MODEL.WEIGHTS, model)
 
 
-def check_room(folder: str | os.PathLike, model: nn.Module) -> None:
+def check_room(folder: str, model: nn.Module) -> None:
     """
     Raises:
         OSError: the disk has no room for the weights and the momentum of each.
@@ -125,7 +125,7 @@ def check_room(folder: str | os.PathLike, model: nn.Module) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
-            f"The disk of OUTPUT_DIR = {str(folder)!r} has {free / 2**20:.0f} MiB left, and a "
+            f"The disk of OUTPUT_DIR = {folder!r} has {free / 2**20:.0f} MiB left, and a "
             f"checkpoint takes about {needed / 2**20:.0f} MiB. Make room, or name another folder."
         )
 

@@ -125,6 +125,7 @@ SCORE_HLR = [f"{NEGATIVE}.NAME", "ScoreHLRSampler"]
 HARD = sampled_by("HardSampler", "HardSampler")
 UNIT = r"in \[0, 1\]"
 FROM_0 = "finite and at least 0"
+FROM_1 = "(finite and at least 1|a whole number)"
 # For each numeric key: what makes it count, a number below and one above its range (or None).
 NUMBERS = {
     "MODEL.PISA.ISR_P.GAMMA": ([], -0.1, None, FROM_0),

@@ -52,16 +52,16 @@ def refused(folder):
 def test_a_file_in_the_place_of_the_output_folder_is_refused(tmp_path, folder):
     (tmp_path / "file").touch()
     with refused(tmp_path / folder):
-        preflight.check_output(tmp_path / folder)
+        preflight.check_output(str(tmp_path / folder))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_an_output_folder_without_permission_to_write_is_refused(tmp_path):
     tmp_path.chmod(0o555)
     with refused(tmp_path):
-        preflight.check_output(tmp_path)
+        preflight.check_output(str(tmp_path))
     with refused(tmp_path / "below"):
-        preflight.check_output(tmp_path / "below")
+        preflight.check_output(str(tmp_path / "below"))
 
 
 def test_a_write_that_the_system_refuses_is_an_error_before_training(tmp_path):
@@ -70,7 +70,7 @@ def test_a_write_that_the_system_refuses_is_an_error_before_training(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
     try:
         with refused(tmp_path):
-            preflight.check_output(tmp_path)
+            preflight.check_output(str(tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -86,17 +86,17 @@ def full_disk(tmp_path):
 
 def test_a_full_disk_is_an_error_before_training(full_disk):
     with refused(full_disk):
-        preflight.check_output(full_disk)
+        preflight.check_output(str(full_disk))
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_an_error_before_training(tmp_path, monkeypatch):
     model = nn.Linear(1024, 1024, bias=False)  # 4 MiB, and 4 of momentum
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**23))
-    preflight.check_room(tmp_path, model)
+    preflight.check_room(str(tmp_path), model)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(7 * 2**20))
     with pytest.raises(OSError, match=rf"OUTPUT_DIR = '{tmp_path}' has 7 MiB left.*about 8 MiB"):
-        preflight.check_room(tmp_path, model)
+        preflight.check_room(str(tmp_path), model)
 
 
 def test_classes_are_those_of_the_architecture():

@@ -62,7 +62,8 @@ class HardSampler(ProposalSampler):
         heads = groups_in_images(boxes, losses, sizes, self.nms_thresh, classes)
         indices = torch.cat([torch.arange(size, device=heads.device) for size in sizes])
         eligible = (heads == indices) & (classes >= 0)
-        hardest = descending_order(losses.masked_fill(~eligible, float("-inf")))[:num]
+        # A sort of its own: among values, NaN would come after what is not eligible.
+        hardest = refine_order(descending_order(losses), (~eligible).long())[:num]
         chosen = torch.zeros_like(eligible).index_fill(0, hardest, True)
         return list((chosen & eligible).split(sizes))
 
