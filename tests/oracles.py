@@ -70,7 +70,8 @@ def slow_nms_groups(
 
 
 def slow_importance(rank: int, n_max: int, gamma: float, beta: float) -> float:
-    return ((1 - beta) * max(n_max - rank, 0) / max(n_max, 1) + beta) ** gamma
+    n_max = max(n_max, 1)
+    return ((1 - beta) * max(n_max - rank, 0) / n_max + beta) ** gamma
 
 
 def slow_preserve_total(weights: dict[int, float], losses: Sequence[float]) -> dict[int, float]:
