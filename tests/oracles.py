@@ -85,7 +85,9 @@ def slow_preserve_total(weights: dict[int, float], losses: Sequence[float]) -> d
 
 
 def slow_carl_weights(probs: Sequence[float], gamma: float, beta: float) -> list[float]:
-    values = [((1 - beta) * p + beta) ** gamma for p in probs]
+    base = [(1 - beta) * p + beta for p in probs]
+    # Relative to the largest, which changes nothing but that powers do not vanish.
+    values = [(b / max(base)) ** gamma for b in base]
     return [v * len(values) / sum(values) for v in values]
 
 

@@ -161,7 +161,7 @@ def test_weights(case):
     (carl * torch.arange(case.size)).sum().backward()
     if not probs.isnan().any() and case.size:
         assert carl.isfinite().all() and probs.grad.isfinite().all()
-        tiny = max(float(torch.finfo(carl.dtype).tiny), 1e-38)
+        tiny = torch.finfo(carl.dtype).tiny
         expected = slow_carl_weights([max(p, tiny) for p in probs.tolist()], case.gamma, case.beta)
         assert_close(carl.double(), torch.tensor(expected).double(), rtol=1e-3, atol=1e-5)
 
@@ -315,7 +315,8 @@ def losses_by_loops(parts, scores, deltas, proposals, loss_type):
             torch.where(broken, gt_boxes.to(decoded.dtype), decoded), gt_boxes, reduction="none"
         ).masked_fill(broken[:, 0], math.nan)
     box_losses = [box_losses[i].item() for i in positives]
-    of_class = [max(probs[i, classes[i]].item(), 1e-38) for i in positives]
+    tiny = torch.finfo(probs.dtype).tiny
+    of_class = [max(probs[i, classes[i]].item(), tiny) for i in positives]
     carls = slow_carl_weights(of_class, carl.gamma, carl.beta)
     sums = {
         "loss_cls": sum(w * cls_losses[i] for i, w in weights.items()),
