@@ -169,22 +169,25 @@ def slow_joint_choice(
 ) -> set[tuple[int, int]]:
     """
     (image, index) of the hardest of all images, each given by boxes, losses and classes, after NMS
-    in each image and class.
+    in each image and class; NaN is the highest loss.
     """
     left = []
-    for image, (boxes, losses, classes) in enumerate(images):
+    hardness = [
+        [math.inf if math.isnan(loss) else loss for loss in losses] for _, losses, _ in images
+    ]
+    for image, (boxes, _, classes) in enumerate(images):
         members = defaultdict(list)
         for i, class_ in enumerate(classes):
             members[class_].append(i)
         for class_, rows in members.items():
             heads = slow_nms_groups(
                 [boxes[i] for i in rows],
-                [losses[i] for i in rows],
+                [hardness[image][i] for i in rows],
                 nms_thresh,
                 [0] * len(rows),
                 np.float32,
             )
             if class_ >= 0:
                 left += [(image, i) for k, i in enumerate(rows) if heads[k] == k]
-    left.sort(key=lambda key: (highest_first(images[key[0]][1][key[1]], 0), key))
+    left.sort(key=lambda key: (-hardness[key[0]][key[1]], key))
     return set(left[:num])

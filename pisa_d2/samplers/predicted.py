@@ -45,7 +45,7 @@ class HardSampler(ProposalSampler):
     def choose_jointly(self, batch: list[Candidates], num: int) -> list[Tensor]:
         """
         Those of the highest classification and box loss in the whole batch, whether positive or
-        negative, after NMS by that loss in each image and class.
+        negative, after NMS by that loss in each image and class. NaN is the highest loss.
 
         Args:
             batch: all proposals of each image, of class -1 where they are ignored.
@@ -59,10 +59,12 @@ class HardSampler(ProposalSampler):
         boxes = torch.cat([candidates.boxes for candidates in batch])
         classes = torch.cat([candidates.classes for candidates in batch])
         losses = torch.cat([c.predictions.cls_losses + c.predictions.box_losses for c in batch])
+        # NaN first: last, the positives of broken deltas would give way to negatives unnoticed.
+        losses = losses.masked_fill(losses.isnan(), float("inf"))
         heads = groups_in_images(boxes, losses, sizes, self.nms_thresh, classes)
         indices = torch.cat([torch.arange(size, device=heads.device) for size in sizes])
         eligible = (heads == indices) & (classes >= 0)
-        # A sort of its own: among values, NaN would come after what is not eligible.
+        # A sort of its own: no value can be lower than all losses.
         hardest = refine_order(descending_order(losses), (~eligible).long())[:num]
         chosen = torch.zeros_like(eligible).index_fill(0, hardest, True)
         return list((chosen & eligible).split(sizes))

@@ -141,6 +141,13 @@ def test_losses_that_are_no_numbers_are_chosen_before_what_is_not_eligible(value
     assert mask.nonzero()[:, 0].tolist() == [10, 11, 12, 13]
 
 
+def test_positives_of_nan_loss_are_not_crowded_out_by_negatives():
+    given_ = candidates(30)
+    given_.predictions.box_losses[:3] = float("nan")
+    sampler = build("HardSampler", f"{HARD}.JOINT", True, f"{HARD}.NMS_THRESH", 1.0)
+    assert sampler.choose_jointly([given_], 5)[0][:3].all()
+
+
 def test_choosing_both_kinds_together_takes_the_sampler_for_both():
     opts = [*sampled_by("HardSampler", "RandomSampler"), f"{HARD}.JOINT", True]
     with pytest.raises(ValueError, match=r"JOINT = True.*'HardSampler', 'RandomSampler'"):
