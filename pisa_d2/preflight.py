@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -135,17 +136,30 @@ def check_checkpoint(path: str, model: nn.Module) -> None:
     Raises:
         ValueError: a parameter in the file has another shape than in the model.
     """
-    checkpointer = DetectionCheckpointer(model)
-    checkpoint = checkpointer._load_file(checkpointer.path_manager.get_local_path(path))
-    if checkpoint.get("matching_heuristics", False):  # of another library, with names of its own
-        return
-    shapes = {name.removeprefix("module."): p.shape for name, p in model.state_dict().items()}
-    for name, value in checkpoint["model"].items():
-        ours = shapes.get(name.removeprefix("module."), value.shape)
-        if tuple(ours) != tuple(value.shape):
-            raise ValueError(
-                f"'{path}' is not a checkpoint of this model: {name} is {tuple(value.shape)} there "
-                f"and {tuple(ours)} here, as when the number of classes differs. Use the config "
-                "that it was trained with; to train on from it with other classes, name it as "
-                "MODEL.WEIGHTS, without --resume, and another OUTPUT_DIR."
-            )
+    try:
+        _Comparer(model).load(path, checkpointables=[])
+    except ValueError as error:
+        raise ValueError(f"'{path}' cannot be taken over. {error}") from None
+
+
+class _Comparer(DetectionCheckpointer):
+    """Compares a checkpoint with the model instead of loading it."""
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("matching_heuristics", False):  # of another library, with its own names
+            return
+        shapes = {_bare(name): tuple(p.shape) for name, p in self.model.state_dict().items()}
+        for name, value in checkpoint["model"].items():
+            there = tuple(value.shape)
+            here = shapes.get(_bare(name), there)
+            if here != there:
+                raise ValueError(
+                    f"The checkpoint is not of this model: {name} is {there} there and {here} "
+                    "here, as when the number of classes differs. Use the config that it was "
+                    "trained with; to train on from it with other classes, name it as "
+                    "MODEL.WEIGHTS, without --resume, and another OUTPUT_DIR."
+                )
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("module.")  # of a model that was wrapped for several GPUs
