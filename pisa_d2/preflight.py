@@ -65,8 +65,9 @@ def check_data(cfg: CfgNode, train: bool) -> None:
     check_when_loaded(datasets.TEST, "DATASETS.TEST", classes, needs_objects=False)
     if train:
         check_when_loaded(datasets.TRAIN, "DATASETS.TRAIN", classes, needs_objects)
-        for name in set(datasets.TEST) - set(datasets.TRAIN):
-            DatasetCatalog.get(name)
+        for name in datasets.TEST:
+            if name not in datasets.TRAIN:
+                DatasetCatalog.get(name)
 
 
 def model_classes(cfg: CfgNode) -> Classes | None:

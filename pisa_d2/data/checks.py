@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -61,7 +61,9 @@ def box_fault(box: Any, mode: BoxMode, size: tuple[int, int] | None) -> str | No
         return "is not four numbers"
     if not all(map(math.isfinite, numbers)):
         return "is not finite"
-    x1, y1, x2, y2 = BoxMode.convert(numbers, mode, BoxMode.XYXY_ABS)
+    x1, y1, x2, y2 = numbers
+    if mode == BoxMode.XYWH_ABS:  # BoxMode.convert would make tensors: 20 s for COCO
+        x2, y2 = x1 + x2, y1 + y2
     if x2 < x1 or y2 < y1:
         return "has a negative size"
     if x2 == x1 or y2 == y1:
@@ -115,7 +117,7 @@ def _check_classes(dicts: list[dict], name: str, classes: Classes | None) -> Non
         for annotation in record.get("annotations", []):
             category = annotation.get("category_id")
             for num, what in limits:
-                if not isinstance(category, int) or not 0 <= category < num:
+                if not isinstance(category, Integral) or not 0 <= int(category) < num:
                     raise ValueError(
                         f"Data set '{name}': '{record.get('file_name')}' has category_id = "
                         f"{category!r}, but {what} {num}, so that ids go from 0 to {num - 1}. "

@@ -118,7 +118,7 @@ def test_boxes_are_read_in_their_own_mode():
 
 
 def test_a_good_data_set_comes_back_as_it_is_without_a_word(folder, caplog):
-    dicts = register(records(folder, [annotation()], []))
+    dicts = register(records(folder, [annotation(), annotation(category_id=np.int64(2))], []))
     assert check_dataset(dicts, NAME, THREE, needs_objects=True) == dicts
     assert not caplog.messages
 
