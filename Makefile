@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format clean
+.PHONY: help setup train test fuzz lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -21,6 +21,14 @@ train: .venv/installed ## train a small detector of digits and draw what it find
 
 test: lint ## lint, then run the tests
 	$(BIN)/pytest
+
+# Cases a test, and what they are drawn from: a run can be repeated.
+FUZZ_EXAMPLES ?= 20000
+SEED ?= 0
+fuzz: export HYPOTHESIS_PROFILE = fuzz
+fuzz: export FUZZ_EXAMPLES := $(FUZZ_EXAMPLES)
+fuzz: .venv/installed ## try random input (FUZZ_EXAMPLES=20000 a test, SEED=0): some minutes
+	$(BIN)/pytest tests/test_fuzz.py --hypothesis-seed=$(SEED) --hypothesis-show-statistics
 
 lint: .venv/installed ## check style, format and types
 	$(BIN)/ruff check

@@ -16,7 +16,7 @@ import pisa_d2  # isort: skip  (readies Detectron2)
 
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
 from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
@@ -33,7 +33,9 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from pisa_d2.data import ReadableOnly
 from pisa_d2.engine import Checkpointer, ResumableTrainer, launch
+from pisa_d2.preflight import check_config, check_data, check_model
 
 # Of Detectron2 0.6's anchors and pooler; nothing that a user could mend.
 warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
@@ -56,6 +58,16 @@ EVALUATORS = {
 
 
 class Trainer(ResumableTrainer):
+    @classmethod
+    def build_train_loader(cls, cfg, mapper=None):
+        mapper = ReadableOnly(mapper or DatasetMapper(cfg, is_train=True), skip=True)
+        return super().build_train_loader(cfg, mapper)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        mapper = ReadableOnly(DatasetMapper(cfg, is_train=False), skip=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
         """The evaluators for the ``evaluator_type`` in the metadata of the data set."""
@@ -92,10 +104,12 @@ def setup(args, add_config=pisa_d2.add_pisa_config):
     if no_gpu:
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
+    check_config(cfg)
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="pisa_d2")
     if no_gpu:
         logger.warning("No GPU was found: MODEL.DEVICE is set to cpu.")
+    check_data(cfg, train=not args.eval_only)
     return cfg
 
 
@@ -108,6 +122,7 @@ def main(args, trainer_class=Trainer, add_config=pisa_d2.add_pisa_config):
 
     if args.eval_only:
         model = trainer_class.build_model(cfg)
+        check_model(cfg, model, args.resume, train=False)
         Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
@@ -119,6 +134,7 @@ def main(args, trainer_class=Trainer, add_config=pisa_d2.add_pisa_config):
         return results
 
     trainer = trainer_class(cfg)
+    check_model(cfg, trainer.model, args.resume, train=True)
     trainer.resume_or_load(resume=args.resume)
     if cfg.TEST.AUG.ENABLED:
         trainer.register_hooks(

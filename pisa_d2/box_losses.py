@@ -1,3 +1,4 @@
+import torch
 from detectron2.layers import ciou_loss, diou_loss
 from detectron2.modeling.box_regression import Box2BoxTransform
 from fvcore.nn import giou_loss, smooth_l1_loss
@@ -40,4 +41,9 @@ def box_regression_losses(
             f"{['smooth_l1', *_IOU_LOSSES]}."
         )
     pred_boxes = box2box_transform.apply_deltas(pred_deltas, boxes)
-    return _IOU_LOSSES[loss_type](pred_boxes, gt_boxes, reduction="none")
+    # These losses assert that corners are in order. NaN is not: it becomes the loss, which the
+    # trainer then reports with its name and the iteration.
+    broken = pred_boxes.isnan().any(dim=1)
+    pred_boxes = torch.where(broken[:, None], gt_boxes.to(pred_boxes.dtype), pred_boxes)
+    losses = _IOU_LOSSES[loss_type](pred_boxes, gt_boxes, reduction="none")
+    return losses.masked_fill(broken, float("nan"))

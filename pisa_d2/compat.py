@@ -5,10 +5,13 @@ Imported before anything of Detectron2. Each mend is made only where its lack is
 is changed on a Detectron2 that needs none of them.
 """
 
+import functools
 import importlib.util
+import random
 import sys
 import types
 import warnings
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -67,6 +70,29 @@ def _let_retinanet_have_group_norm() -> None:
         )
 
 
+class _RandomOfSets(random.Random):
+    """Draws from sets too, as Python did up to 3.10."""
+
+    def sample(self, population: Any, k: int) -> list:  # type: ignore[override]
+        return super().sample(list(population), k)
+
+
+def _let_mappers_leave_out_samples() -> None:
+    # A mapper that returns None asks for another sample, which 0.6 draws from a set.
+    from detectron2.data.common import MapDataset
+
+    init = MapDataset.__init__
+    if hasattr(init, "__wrapped__"):  # done before
+        return
+
+    @functools.wraps(init)
+    def init_with_random_of_sets(self: Any, dataset: Any, map_func: Any) -> None:
+        init(self, dataset, map_func)
+        self._rng = _RandomOfSets(42)
+
+    MapDataset.__init__ = init_with_random_of_sets
+
+
 def _mend() -> None:
     from detectron2.utils import comm
 
@@ -81,6 +107,8 @@ def _mend() -> None:
         _import_without_operators()
     if is_release:
         _let_retinanet_have_group_norm()
+    if is_release and sys.version_info >= (3, 11):
+        _let_mappers_leave_out_samples()
 
 
 def prepare_detectron2() -> None:

@@ -1,5 +1,7 @@
 import math
+import sys
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from detectron2.config import CfgNode as CN
@@ -85,24 +87,45 @@ def add_pisa_config(cfg: CN) -> None:
     cfg.MODEL.PISA.CARL.LOSS_WEIGHT = 1.0
 
 
-def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
     """
     Raises:
         ValueError: ``value`` is not a finite number in [low, high]; names the key and the range.
     """
-    if not low <= value <= high or math.isinf(value):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    # The largest float rather than infinity: an integer can be beyond it.
+    if not is_number or not low <= value <= min(high, sys.float_info.max):
         allowed = f"in [{low:g}, {high:g}]" if high < math.inf else f"finite and at least {low:g}"
         raise ValueError(f"{name.upper()} = {value!r} is not allowed: it must be {allowed}.")
 
 
-def look_up(registry: Registry, key: str, name: str) -> Any:
+def check_count(name: str, value: Any, low: int) -> None:
+    """
+    Raises:
+        ValueError: ``value`` is not a whole number from ``low`` on; names the key.
+    """
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name.upper()} = {value!r} is not allowed: it must be a whole number.")
+    check_range(name, value, low)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """
+    Raises:
+        ValueError: ``value`` is neither True nor False, such as "off", which would mean True.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} = {value!r} is not allowed: it must be True or False.")
+
+
+def look_up(registry: Registry, key: str, name: Any) -> Any:
     """
     What is registered as ``name``, the value of the config key ``key``.
 
     Raises:
         ValueError: nothing is; names the key and what there is to choose from.
     """
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         choices = sorted(registered for registered, _ in registry)
         raise ValueError(f"{key} = {name!r} is not known: choose one of {choices}.")
     return registry.get(name)
@@ -171,6 +194,7 @@ def _read(cls: type[T], cfg: CN, name: str) -> T | None:
         settings = cls(**{field.name: node[field.name.upper()] for field in fields(cls)})
     except ValueError as error:
         raise ValueError(f"MODEL.PISA.{name}.{error}") from None
+    check_flag(f"MODEL.PISA.{name}.ENABLED", node.ENABLED)
     return settings if node.ENABLED else None
 
 
@@ -218,5 +242,6 @@ def focal_gamma(cfg: CN) -> float | None:
         ValueError: it is out of its range.
     """
     settings = cfg.MODEL.ROI_BOX_HEAD.FOCAL_LOSS
+    check_flag("MODEL.ROI_BOX_HEAD.FOCAL_LOSS.ENABLED", settings.ENABLED)
     check_range("MODEL.ROI_BOX_HEAD.FOCAL_LOSS.GAMMA", settings.GAMMA, 0)
     return settings.GAMMA if settings.ENABLED else None

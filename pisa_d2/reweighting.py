@@ -49,7 +49,8 @@ def preserve_total(weights: Tensor, losses: Tensor) -> Tensor:
     """
     weights, losses = at_least_float32(weights.detach()), at_least_float32(losses.detach())
     ratio = losses.sum() / (weights * losses).sum()
-    return torch.where(ratio.isfinite() & (ratio > 0), weights * ratio, torch.ones_like(weights))
+    scaled = weights * ratio
+    return torch.where(scaled.isfinite().all() & (ratio > 0), scaled, torch.ones_like(weights))
 
 
 def carl_weights(probs: Tensor, gamma: float, beta: float) -> Tensor:

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 
 import pisa_d2  # noqa: F401  # isort: skip  (Detectron2 0.6 cannot be imported before it)
@@ -9,7 +10,11 @@ from torch import Tensor
 
 # The same examples on every run and machine.
 settings.register_profile("pisa_d2", derandomize=True, deadline=None, max_examples=100)
-settings.load_profile("pisa_d2")
+# Others on every run, unless pytest is given a --hypothesis-seed: see `make fuzz`.
+settings.register_profile(
+    "fuzz", deadline=None, max_examples=int(os.getenv("FUZZ_EXAMPLES", "20000"))
+)
+settings.load_profile(os.getenv("HYPOTHESIS_PROFILE", "pisa_d2"))
 
 
 class TensorAsOnGPU(Tensor):

@@ -86,3 +86,18 @@ def test_an_unknown_loss_type_is_refused_with_the_choices():
         box_regression_losses(none, none, none, TRANSFORM, "iou", 0.0)
     for part in ("BBOX_REG_LOSS_TYPE", "'iou'", str(LOSS_TYPES)):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_a_box_that_is_not_finite_has_a_loss_that_is_not_and_leaves_the_others_theirs(
+    loss_type, value
+):
+    deltas, proposals, gt_boxes, _ = random_samples(6)
+    args = proposals, gt_boxes, TRANSFORM, loss_type, 0.5
+    expected = box_regression_losses(deltas[:, 0], *args)
+    broken = deltas[:, 0].detach().clone()
+    broken[2, 0] = value
+    losses = box_regression_losses(broken, *args)
+    assert not 0 <= losses[2] < 1e30
+    assert_close(losses[[0, 1, 3, 4, 5]], expected[[0, 1, 3, 4, 5]])

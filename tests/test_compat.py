@@ -69,3 +69,12 @@ def test_preparing_twice_changes_nothing():
     modules = set(sys.modules)
     compat.prepare_detectron2()
     assert set(sys.modules) == modules
+
+
+def test_a_loader_takes_another_sample_for_one_that_its_mapper_leaves_out():
+    from detectron2.data.common import DatasetFromList, MapDataset
+
+    compat.prepare_detectron2()
+    dataset = MapDataset(DatasetFromList([0, 1, 2]), lambda x: None if x == 1 else x)
+    assert {dataset[1] for _ in range(9)} == {0, 2}
+    assert [dataset[0], dataset[2], len(dataset)] == [0, 2, 3]

@@ -1,3 +1,4 @@
+import math
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -149,9 +150,118 @@ def test_a_wrong_value_is_refused_when_the_model_is_built(key, value, allowed, e
         build_model(cfg)
 
 
-def test_a_wrong_gamma_of_focal_loss_is_refused():
-    with pytest.raises(ValueError, match=r"FOCAL_LOSS\.GAMMA = -1\.0.*at least 0"):
-        focal_gamma(new_cfg("MODEL.ROI_BOX_HEAD.FOCAL_LOSS.GAMMA", -1.0))
+HEADS = "MODEL.ROI_HEADS"
+NEGATIVE = f"{HEADS}.NEGATIVE_SAMPLER"
+BALANCED = [f"{NEGATIVE}.NAME", "IoUBalancedSampler"]
+SCORE_HLR = [f"{NEGATIVE}.NAME", "ScoreHLRSampler"]
+HARD = sampled_by("HardSampler", "HardSampler")
+UNIT = r"in \[0, 1\]"
+FROM_0 = "finite and at least 0"
+FROM_1 = "(finite and at least 1|a whole number)"
+# For each numeric key: what makes it count, a number below and one above its range (or None).
+NUMBERS = {
+    "MODEL.PISA.ISR_P.GAMMA": ([], -0.1, None, FROM_0),
+    "MODEL.PISA.ISR_P.BETA": ([], -0.1, 1.1, UNIT),
+    "MODEL.PISA.ISR_N.GAMMA": ([], -0.1, None, FROM_0),
+    "MODEL.PISA.ISR_N.BETA": ([], -0.1, 1.1, UNIT),
+    "MODEL.PISA.ISR_N.NMS_THRESH": ([], -0.1, 1.1, UNIT),
+    "MODEL.PISA.ISR_N.SCORE_THRESH": ([], -0.1, 1.1, UNIT),
+    "MODEL.PISA.CARL.GAMMA": ([], -0.1, None, FROM_0),
+    "MODEL.PISA.CARL.BETA": ([], -0.1, 1.1, UNIT),
+    "MODEL.PISA.CARL.LOSS_WEIGHT": ([], -0.1, None, FROM_0),
+    "MODEL.ROI_BOX_HEAD.FOCAL_LOSS.GAMMA": ([], -0.1, None, FROM_0),
+    f"{NEGATIVE}.IOU_BALANCED.NUM_BINS": (
+        BALANCED,
+        0,
+        None,
+        "(finite and at least 1|a whole number)",
+    ),
+    f"{NEGATIVE}.IOU_BALANCED.FLOOR_THRESH": (BALANCED, -1.1, 0.6, r"in \[-1, 0.5\]"),
+    f"{NEGATIVE}.IOU_BALANCED.FLOOR_FRACTION": (BALANCED, -0.1, 1.1, UNIT),
+    f"{NEGATIVE}.SCORE_HLR.NMS_THRESH": (SCORE_HLR, -0.1, 1.1, UNIT),
+    f"{NEGATIVE}.SCORE_HLR.SCORE_THRESH": (SCORE_HLR, -0.1, 1.1, UNIT),
+    f"{HEADS}.HARD_SAMPLER.NMS_THRESH": (HARD, -0.1, 1.1, UNIT),
+}
+FLAGS = {
+    "MODEL.PISA.ISR_P.ENABLED": [],
+    "MODEL.PISA.ISR_N.ENABLED": [],
+    "MODEL.PISA.CARL.ENABLED": [],
+    "MODEL.ROI_BOX_HEAD.FOCAL_LOSS.ENABLED": [],
+    f"{HEADS}.HARD_SAMPLER.JOINT": HARD,
+}
+NAMES = [f"{HEADS}.PROPOSAL_MATCHER", f"{HEADS}.POSITIVE_SAMPLER.NAME", f"{NEGATIVE}.NAME"]
+
+
+def set_in_python(base, key, value):
+    """A config with a value of any type, which merging a file or a command line would not take."""
+    cfg = new_cfg(*base)
+    *nodes, leaf = key.split(".")
+    node = cfg
+    for name in nodes:
+        node = node[name]
+    node[leaf] = value
+    return cfg
+
+
+def read_all(cfg):
+    pisa_settings(cfg)
+    focal_gamma(cfg)
+    build_proposal_matcher(cfg)
+    for kind in ("POSITIVE", "NEGATIVE"):
+        build_proposal_sampler(cfg, f"{kind}_SAMPLER")
+
+
+def test_each_key_is_in_the_tests_of_wrong_values():
+    added = dict(flatten(new_cfg())).keys() - dict(flatten(get_cfg())).keys()
+    assert added == {*NUMBERS, *FLAGS, *NAMES, "MODEL.PISA.CASCADE_STAGES"}
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_a_number_out_of_range_or_none_at_all_is_refused(key):
+    base, below, above, allowed = NUMBERS[key]
+    no_numbers = [math.nan, math.inf, -math.inf, 10**400, "0.5", "", None, True, [0.5], {}]
+    if key.endswith("NUM_BINS"):
+        no_numbers += [2.5, 3.0]
+    read_all(new_cfg(*base))
+    for value in [x for x in (below, above) if x is not None] + no_numbers:
+        match = f"{re.escape(key)} = {re.escape(repr(value))} is not allowed: it must be {allowed}"
+        with pytest.raises(ValueError, match=match):
+            read_all(set_in_python(base, key, value))
+
+
+@pytest.mark.parametrize("key", FLAGS)
+@pytest.mark.parametrize("value", ["off", "False", 0, 1, None])
+def test_a_flag_that_is_neither_true_nor_false_is_refused(key, value):
+    with pytest.raises(ValueError, match=f"{re.escape(key)} = {value!r} .*True or False"):
+        read_all(set_in_python(FLAGS[key], key, value))
+
+
+@pytest.mark.parametrize("key", NAMES)
+@pytest.mark.parametrize("value", ["Unheard", "", "randomsampler", 3, None, ["RandomSampler"]])
+def test_an_unknown_name_is_refused_with_the_choices(key, value):
+    match = f"{re.escape(key)} = {re.escape(repr(value))} is not known: choose one of .*'"
+    with pytest.raises(ValueError, match=match):
+        read_all(set_in_python([], key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.PISA.ISR_P.GAMMA", "much"),
+        ("MODEL.PISA.ISR_P.GAMMA", "2"),
+        ("MODEL.PISA.CARL.ENABLED", "off"),
+        (f"{NEGATIVE}.IOU_BALANCED.NUM_BINS", "2.5"),
+        (f"{NEGATIVE}.NAME", "3"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_on_the_command_line_with_its_key(key, value):
+    with pytest.raises(ValueError, match=rf"Type mismatch .*{re.escape(value)}.*key: {key}"):
+        new_cfg(key, value)
+
+
+def test_an_unknown_key_is_refused():
+    with pytest.raises(AssertionError, match="Non-existent key: MODEL.PISA.ISR_P.GAMA"):
+        new_cfg("MODEL.PISA.ISR_P.GAMA", 1.0)
 
 
 def build_without_memory(config):

@@ -1,11 +1,12 @@
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from itertools import product
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import slow_hierarchical_local_rank, slow_iou, slow_local_rank, slow_nms_groups
 from torch import Tensor, tensor
 from torch.testing import assert_close
 from torchvision.ops import nms
@@ -19,60 +20,6 @@ VALUES = st.sampled_from([math.nan, math.inf, -math.inf, -2.0, -0.0, 0.0, 0.25, 
 INT64 = st.sampled_from([-(2**63), -1, 0, 1, 2**63 - 1]) | st.integers(-(2**63), 2**63 - 1)
 # Dyadic: the rounding of an IoU cannot move it across the threshold.
 THRESHOLDS = st.sampled_from([0.0, 0.25, 0.5, 0.75])
-
-
-def highest_first(value: float, index: int) -> tuple[bool, float, int]:
-    return (True, 0.0, index) if math.isnan(value) else (False, -value, index)
-
-
-def slow_local_rank(values: Sequence[float], groups: Sequence[Hashable]) -> list[int]:
-    ranks = {}
-    for group in set(groups):
-        members = [i for i in range(len(values)) if groups[i] == group]
-        members.sort(key=lambda i: highest_first(values[i], i))
-        ranks.update({i: rank for rank, i in enumerate(members)})
-    return [ranks[i] for i in range(len(values))]
-
-
-def slow_hierarchical_local_rank(
-    values: Sequence[float], groups: Sequence[int], partitions: Sequence[int]
-) -> list[int]:
-    in_group = slow_local_rank(values, list(zip(partitions, groups, strict=True)))
-    ranks = {}
-    for partition in set(partitions):
-        members = [i for i in range(len(values)) if partitions[i] == partition]
-        members.sort(key=lambda i: (in_group[i], highest_first(values[i], i)))
-        ranks.update({i: rank for rank, i in enumerate(members)})
-    return [ranks[i] for i in range(len(values))]
-
-
-def slow_iou(box1: Sequence[float], box2: Sequence[float]) -> float:
-    if any(map(math.isnan, [*box1, *box2])):
-        return 0.0
-    width = max(min(box1[2], box2[2]) - max(box1[0], box2[0]), 0)
-    height = max(min(box1[3], box2[3]) - max(box1[1], box2[1]), 0)
-    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (box1, box2)]
-    union = sum(areas) - width * height
-    return width * height / union if union > 0 else 0.0
-
-
-def slow_nms_groups(
-    boxes: Sequence[Sequence[float]],
-    scores: Sequence[float],
-    threshold: float,
-    partitions: Sequence[int],
-) -> list[int]:
-    kept: list[int] = []
-    heads = {}
-    for i in sorted(range(len(scores)), key=lambda i: highest_first(scores[i], i)):
-        for k in kept:
-            if partitions[k] == partitions[i] and slow_iou(boxes[k], boxes[i]) > threshold:
-                heads[i] = k
-                break
-        else:
-            heads[i] = i
-            kept.append(i)
-    return [heads[i] for i in range(len(scores))]
 
 
 @st.composite
@@ -313,11 +260,11 @@ def test_partitions_of_another_length_are_refused():
 @given(detections())
 def test_iou_of_all_pairs_is_that_of_a_loop(detection):
     boxes = detection[0]
-    ious = box_iou(boxes[:, None], boxes[None]).nan_to_num(0)
+    ious = box_iou(boxes[:, None], boxes[None])
     expected = [slow_iou(a, b) for a in boxes.tolist() for b in boxes.tolist()]
     assert ious.dtype == torch.promote_types(boxes.dtype, torch.float32)
-    assert_close(ious, tensor(expected, dtype=ious.dtype).view(ious.shape))
-    assert_close(box_iou(boxes, boxes).nan_to_num(0), ious.diagonal())
+    assert_close(ious, tensor(expected, dtype=ious.dtype).view(ious.shape), equal_nan=True)
+    assert_close(box_iou(boxes, boxes), ious.diagonal(), equal_nan=True)
 
 
 def test_iou_of_half_precision_boxes_does_not_overflow():
@@ -348,6 +295,35 @@ def test_boxes_that_head_a_group_are_those_that_torchvision_keeps(seed):
     heads = nms_groups(boxes, scores, 0.5)
     assert_close(heads.unique(), nms(boxes, scores, 0.5).sort().values)
     assert_close(heads[heads], heads)
+
+
+@pytest.mark.parametrize("step", [1, 7, 39, 40, 64])
+@pytest.mark.parametrize("leading", [(), (2,)])
+def test_boxes_that_are_gone_through_in_parts_have_the_groups_of_all_at_once(
+    monkeypatch, as_on_gpu, leading, step
+):
+    boxes, scores = random_boxes(*leading, 40, seed=0)
+    partitions = torch.randint(0, 2, scores.shape, generator=torch.Generator().manual_seed(0))
+    at_once = nms_groups(boxes, scores, 0.3, partitions)
+    for name in ("_MAX_PAIRS", "_MAX_PAIRS_ON_GPU"):
+        monkeypatch.setattr(hlr, name, step * scores.numel())
+    assert_close(nms_groups(boxes, scores, 0.3, partitions), at_once)
+    groups = nms_groups(as_on_gpu(boxes), as_on_gpu(scores), 0.3, as_on_gpu(partitions))
+    assert_close(groups.as_subclass(Tensor), at_once)
+    assert not torch.equal(at_once, torch.arange(40).expand_as(at_once))
+
+
+def test_no_more_pairs_than_the_bound_are_compared_at_a_time(monkeypatch):
+    compared = []
+
+    def counting(boxes1, boxes2):
+        compared.append(box_iou(boxes1, boxes2))
+        return compared[-1]
+
+    monkeypatch.setattr(hlr, "box_iou", counting)
+    nms_groups(*random_boxes(3000, seed=0), 0.5)
+    assert sum(ious.numel() for ious in compared) > 3000**2 / 2
+    assert max(ious.numel() for ious in compared) <= hlr._MAX_PAIRS
 
 
 @pytest.mark.parametrize("leading", [(5,), (2, 3), (0,), (2, 0)])

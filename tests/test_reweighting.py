@@ -109,6 +109,11 @@ def test_weighted_losses_that_overflow_weigh_all_alike():
     assert_close(preserve_total(tensor([3e38, 1.0]), tensor([2.0, 1.0])), torch.ones(2))
 
 
+def test_a_factor_that_is_beyond_the_weights_type_weighs_all_alike():
+    losses = tensor([1e-8, 1e300], dtype=torch.float64)
+    assert_close(preserve_total(tensor([1.0, 0.0]), losses), torch.ones(2))
+
+
 def test_losses_that_only_samples_of_no_weight_have_weigh_all_alike():
     assert_close(preserve_total(tensor([1.0, 0.0]), tensor([0.0, 5.0])), torch.ones(2))
 

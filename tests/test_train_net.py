@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -22,7 +23,8 @@ def datasets(tmp_path_factory):
     return root
 
 
-def train_net(datasets, output, *words):
+def train_net(datasets, output, *words, fails=False):
+    """What it prints, or the end of what it says on an error."""
     command = [
         *(sys.executable, str(ROOT / "train_net.py")),
         *("--config-file", str(ROOT / "configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml")),
@@ -30,8 +32,8 @@ def train_net(datasets, output, *words):
     ]
     env = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
     result = subprocess.run(command, env=env, cwd=output.parent, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return result.stdout
+    assert (result.returncode != 0) == fails, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stderr if fails else result.stdout
 
 
 def read_metrics(output):
@@ -60,6 +62,47 @@ def test_a_run_trains_evaluates_resumes_and_is_evaluated_again(datasets, tmp_pat
     last = [line for line in read_metrics(output) if "bbox/AP" in line][-1]
     scores = [last[f"bbox/{name}"] for name in ("AP", "AP50", "AP75")]
     assert "copypaste: " + ",".join(f"{score:.4f}" for score in scores) in printed
+
+
+@pytest.fixture
+def bad_datasets(datasets, tmp_path):
+    """A copy to spoil, and the content of the training annotations."""
+    root = tmp_path / "datasets"
+    shutil.copytree(datasets, root)
+    path = root / "digits" / "annotations" / "instances_train.json"
+    return root, path, json.loads(path.read_text())
+
+
+def test_bad_data_are_named_and_left_out_while_training_goes_on(bad_datasets, tmp_path):
+    root, path, content = bad_datasets
+    boxes = content["annotations"]
+    of_image_3 = [box for box in boxes if box["image_id"] == 3]
+    for box in of_image_3:
+        box["iscrowd"] = 1
+    others = [box for box in boxes if box["image_id"] != 3]
+    spoilt = [[5, 5, 0, 9], [5, 5, -20, 9], [9000, 5, 9, 9], [float("nan"), 5, 9, 9]]
+    for box, value in zip(others, spoilt, strict=False):
+        box["bbox"] = value
+    path.write_text(json.dumps(content))  # with NaN, as Python writes and reads it
+    damaged = root / "digits" / "train" / "000005.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+
+    printed = train_net(root, tmp_path / "run", "SOLVER.MAX_ITER", "8", "TEST.EVAL_PERIOD", "0")
+    assert "'digits_train': left out 4 box(es)" in printed
+    for box, fault in zip(spoilt, ("no area", "negative", "outside", "not finite"), strict=True):
+        assert f"{box} of" in printed and fault in printed
+    assert "1 image(s) have only crowd boxes" in printed and "000003.jpg" in printed
+    assert f"Left out '{damaged}', which is damaged" in printed
+    assert (tmp_path / "run" / "model_final.pth").is_file()
+
+
+def test_a_missing_image_ends_the_run_before_training(bad_datasets, tmp_path):
+    root, *_ = bad_datasets
+    image = root / "digits" / "val" / "000002.jpg"
+    image.unlink()
+    error = train_net(root, tmp_path / "run", fails=True)
+    assert f"FileNotFoundError: Data set 'digits_val' lacks 1 of its 4 images: '{image}'" in error
+    assert not (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_a_data_set_that_cannot_be_evaluated_names_the_types_that_can():

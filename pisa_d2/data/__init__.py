@@ -9,8 +9,9 @@ import warnings
 
 from .bccd import register_bccd
 from .digits import make_digits, register_digits
+from .mapper import ReadableOnly
 
-__all__ = ["make_digits", "register_bccd", "register_digits"]
+__all__ = ["ReadableOnly", "make_digits", "register_bccd", "register_digits"]
 
 _root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 register_bccd(_root)

@@ -8,6 +8,9 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
+# What torch.load raises for a file that ends too early, or is no checkpoint.
+UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError)
+
 
 class _WriteAside:
     """A path manager whose files appear complete or not at all."""
@@ -76,7 +79,7 @@ class Checkpointer(DetectionCheckpointer):
         for file in (last, *others):
             try:
                 content = torch.load(file, map_location="cpu")
-            except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            except UNREADABLE as error:
                 reason = str(error).split("\n")[0] or type(error).__name__
                 self.logger.warning(
                     "Checkpoint '%s' is damaged (%s): looking for the one before it.", file, reason

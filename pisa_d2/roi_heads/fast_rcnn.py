@@ -142,7 +142,7 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
                     self.isr_p, ious, objects, pos_classes, cls_losses[positives]
                 )
                 log_positives(ious, objects, pos_probs, pos_weights)
-                weights = weights.index_copy(0, positives, pos_weights)
+                weights = weights.index_copy(0, positives, pos_weights.to(weights.dtype))
             if self.isr_n is not None:
                 negative = gt_classes == self.num_classes
                 top_scores, top_classes = self._top_classes(scores)
@@ -273,7 +273,8 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
 def _gather_targets(proposals: list[Instances], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Classes (R,), proposal boxes (R, 4) and boxes of the matched objects (R, 4)."""
     if not proposals:
-        return like.new_zeros(0, dtype=torch.int64), like.new_zeros(0, 4), like.new_zeros(0, 4)
+        no_boxes = torch.zeros(0, 4, device=like.device)
+        return like.new_zeros(0, dtype=torch.int64), no_boxes, no_boxes
     classes = cat([p.gt_classes for p in proposals])
     boxes = cat([p.proposal_boxes.tensor for p in proposals])
     # The proposals of an image without objects are all negative: any box serves.

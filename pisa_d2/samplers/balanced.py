@@ -4,7 +4,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ..config import check_range
+from ..config import check_count, check_range
 from ..hlr import local_rank
 from .sampler import PROPOSAL_SAMPLER_REGISTRY, Candidates, ProposalSampler, lowest
 
@@ -47,7 +47,7 @@ class IoUBalancedSampler(ProposalSampler):
         # Level i of the matcher ends at threshold i, the last one at 1.
         ends = [end for label, end in zip(labels, [*thresholds, 1.0], strict=True) if label == 0]
         self.highest = max(ends, default=1.0)
-        check_range(f"{key}.NUM_BINS", settings.NUM_BINS, 1)
+        check_count(f"{key}.NUM_BINS", settings.NUM_BINS, 1)
         check_range(f"{key}.FLOOR_THRESH", settings.FLOOR_THRESH, -1, self.highest)
         if self.highest == settings.FLOOR_THRESH:
             raise ValueError(

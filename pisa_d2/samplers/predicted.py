@@ -4,7 +4,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ..config import check_range
+from ..config import check_flag, check_range
 from ..hlr import descending_order, hierarchical_local_rank, refine_order
 from ..ranking import groups_in_images, rank_negatives
 from .sampler import PROPOSAL_SAMPLER_REGISTRY, Candidates, ProposalSampler, lowest
@@ -30,6 +30,7 @@ class HardSampler(ProposalSampler):
         heads = cfg.MODEL.ROI_HEADS
         self.joint = heads.HARD_SAMPLER.JOINT
         self.nms_thresh = heads.HARD_SAMPLER.NMS_THRESH
+        check_flag("MODEL.ROI_HEADS.HARD_SAMPLER.JOINT", self.joint)
         check_range("MODEL.ROI_HEADS.HARD_SAMPLER.NMS_THRESH", self.nms_thresh, 0, 1)
         names = {heads.POSITIVE_SAMPLER.NAME, heads.NEGATIVE_SAMPLER.NAME}
         if self.joint and len(names) > 1:
@@ -44,7 +45,7 @@ class HardSampler(ProposalSampler):
     def choose_jointly(self, batch: list[Candidates], num: int) -> list[Tensor]:
         """
         Those of the highest classification and box loss in the whole batch, whether positive or
-        negative, after NMS by that loss in each image and class.
+        negative, after NMS by that loss in each image and class. NaN is the highest loss.
 
         Args:
             batch: all proposals of each image, of class -1 where they are ignored.
@@ -58,10 +59,13 @@ class HardSampler(ProposalSampler):
         boxes = torch.cat([candidates.boxes for candidates in batch])
         classes = torch.cat([candidates.classes for candidates in batch])
         losses = torch.cat([c.predictions.cls_losses + c.predictions.box_losses for c in batch])
+        # NaN first: last, the positives of broken deltas would give way to negatives unnoticed.
+        losses = losses.masked_fill(losses.isnan(), float("inf"))
         heads = groups_in_images(boxes, losses, sizes, self.nms_thresh, classes)
         indices = torch.cat([torch.arange(size, device=heads.device) for size in sizes])
         eligible = (heads == indices) & (classes >= 0)
-        hardest = descending_order(losses.masked_fill(~eligible, float("-inf")))[:num]
+        # A sort of its own: no value can be lower than all losses.
+        hardest = refine_order(descending_order(losses), (~eligible).long())[:num]
         chosen = torch.zeros_like(eligible).index_fill(0, hardest, True)
         return list((chosen & eligible).split(sizes))
 

@@ -360,6 +360,17 @@ def test_batches_that_lack_something_give_finite_losses_and_gradients(case, loss
         assert parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize("loss_type", BOX_LOSSES)
+def test_double_precision_predictions_give_the_losses_of_full_precision(loss_type):
+    for proposals in (sample_batch(), []):
+        scores, deltas = predict(proposals)
+        predictor = build(**PARTS, box_reg_loss_type=loss_type)
+        full = predictor.losses((scores, deltas), proposals)
+        double = predictor.losses((scores.double(), deltas.double()), proposals)
+        for name in full:
+            torch.testing.assert_close(double[name].float(), full[name])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_predictions_give_the_losses_of_full_precision(dtype):
     proposals = sample_batch()

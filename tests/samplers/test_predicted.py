@@ -3,7 +3,7 @@ import torch
 from helpers import random_boxes, sampled_by, small_cfg
 from hypothesis import given
 from hypothesis import strategies as st
-from torchvision.ops import box_iou, nms
+from oracles import slow_iou_hlr, slow_joint_choice, slow_score_hlr
 
 from pisa_d2.samplers import Candidates, Predictions, build_proposal_sampler
 
@@ -58,46 +58,17 @@ def test_hard_samples_are_those_of_the_highest_loss_first_come_at_equal_loss():
     assert chosen.tolist() == [1, 3, 2]
 
 
-def iou_hlr_one_by_one(given_):
-    """IoU-HLR by picking the best that is left of each object, class by class."""
-    ious, classes = given_.predictions.ious.tolist(), given_.classes.tolist()
-    ranks = {}
-    for class_ in set(classes):
-        left = {}
-        for i in sorted(range(len(ious)), key=lambda i: -ious[i]):
-            if classes[i] == class_:
-                left.setdefault(int(given_.objects[i]), []).append(i)
-        order = []
-        while any(left.values()):
-            order += sorted((rest.pop(0) for rest in left.values() if rest), key=lambda i: -ious[i])
-        ranks |= {i: rank for rank, i in enumerate(order)}
-    return ranks
-
-
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 20))
 def test_prime_positives_are_those_of_the_lowest_iou_hlr(size, num, seed):
     given_ = candidates(size, seed)
-    ranks, ious = iou_hlr_one_by_one(given_), given_.predictions.ious.tolist()
-    expected = sorted(range(size), key=lambda i: (ranks[i], -ious[i]))[:num]
-    assert build("IoUHLRSampler")(given_, num).tolist() == expected
+    values = given_.predictions.ious, given_.objects, given_.classes
+    expected = slow_iou_hlr(*(v.tolist() for v in values))
+    assert build("IoUHLRSampler")(given_, num).tolist() == expected[:num]
 
 
-def score_hlr_one_by_one(given_, score_thresh=0.05, nms_thresh=0.5):
-    """The sequence of Score-HLR of what is scored above the threshold, with torchvision's NMS."""
-    boxes, scores = given_.predictions.boxes, given_.predictions.scores
-    ranked = (scores > score_thresh).nonzero()[:, 0]
-    kept = ranked[nms(boxes[ranked], scores[ranked], nms_thresh)].tolist()
-    groups = {head: [head] for head in kept}
-    for i in ranked.tolist():
-        if i not in kept:
-            ious = box_iou(boxes[i : i + 1], boxes[kept])[0]
-            head = next(h for h, iou in zip(kept, ious, strict=True) if iou > nms_thresh)
-            groups[head].append(i)
-    left = [sorted(members, key=lambda i: -scores[i]) for members in groups.values()]
-    order = []
-    while any(left):
-        order += sorted((rest.pop(0) for rest in left if rest), key=lambda i: -scores[i])
-    return order
+def score_hlr(given_, score_thresh, nms_thresh):
+    values = given_.predictions.boxes, given_.predictions.scores
+    return slow_score_hlr(*(v.tolist() for v in values), score_thresh, nms_thresh)
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 20))
@@ -106,7 +77,7 @@ def test_prime_negatives_are_those_of_the_lowest_score_hlr_and_the_rest_random(s
     given_ = candidates(size, seed, scores=scores)
     sampler = build("ScoreHLRSampler")
     chosen = sampler(given_, num)
-    order = score_hlr_one_by_one(given_)
+    order = score_hlr(given_, 0.05, 0.5)
     assert chosen[: len(order)].tolist() == order[:num]
 
     ranks, n_max = sampler.ranks(given_, chosen, num)
@@ -137,21 +108,8 @@ def test_the_thresholds_of_score_hlr_are_its_own():
             f"{SCORE_HLR}.NMS_THRESH",
             overlap,
         )
-        order = score_hlr_one_by_one(given_, scores, overlap)
+        order = score_hlr(given_, scores, overlap)
         assert sampler(given_, 15).tolist() == order[:15]
-
-
-def jointly_one_by_one(batch, num, nms_thresh):
-    """NMS by loss in each image and class, then one sort of what is left of the batch."""
-    left = []
-    for image, given_ in enumerate(batch):
-        losses = given_.predictions.cls_losses + given_.predictions.box_losses
-        for class_ in given_.classes.unique().tolist():
-            rows = (given_.classes == class_).nonzero()[:, 0]
-            if class_ >= 0:
-                rows = rows[nms(given_.boxes[rows], losses[rows], nms_thresh)]
-                left += [(-losses[i].item(), image, i) for i in rows.tolist()]
-    return {(image, i) for _, image, i in sorted(left)[:num]}
 
 
 @pytest.mark.parametrize("nms_thresh", [0.2, 0.7, 1.0])
@@ -164,8 +122,30 @@ def test_both_kinds_of_the_batch_are_chosen_together_as_in_the_original(nms_thre
     sampler = build("HardSampler", f"{HARD}.JOINT", True, f"{HARD}.NMS_THRESH", nms_thresh)
     masks = sampler.choose_jointly(batch, num)
     chosen = {(image, i) for image, m in enumerate(masks) for i in m.nonzero()[:, 0].tolist()}
-    assert chosen == jointly_one_by_one(batch, num, nms_thresh)
+    images = [
+        (c.boxes, c.predictions.cls_losses + c.predictions.box_losses, c.classes) for c in batch
+    ]
+    images = [tuple(v.tolist() for v in image) for image in images]
+    assert chosen == slow_joint_choice(images, num, nms_thresh)
     assert [len(m) for m in masks] == [30, 0, 45]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_losses_that_are_no_numbers_are_chosen_before_what_is_not_eligible(value):
+    # Otherwise a batch of NaN would be an empty one, whose loss is 0 and hides that.
+    given_ = candidates(30, cls_losses=torch.full((30,), value))
+    given_.classes[:] = -1
+    given_.classes[10:14] = 2
+    sampler = build("HardSampler", f"{HARD}.JOINT", True, f"{HARD}.NMS_THRESH", 1.0)
+    (mask,) = sampler.choose_jointly([given_], 20)
+    assert mask.nonzero()[:, 0].tolist() == [10, 11, 12, 13]
+
+
+def test_positives_of_nan_loss_are_not_crowded_out_by_negatives():
+    given_ = candidates(30)
+    given_.predictions.box_losses[:3] = float("nan")
+    sampler = build("HardSampler", f"{HARD}.JOINT", True, f"{HARD}.NMS_THRESH", 1.0)
+    assert sampler.choose_jointly([given_], 5)[0][:3].all()
 
 
 def test_choosing_both_kinds_together_takes_the_sampler_for_both():

@@ -1,0 +1,246 @@
+import copy
+import json
+import logging
+import math
+import os
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from pisa_d2.data.catalog import register_dataset
+from pisa_d2.data.checks import Classes, box_fault, check_dataset, check_when_loaded
+
+NAME = "checked_for_tests"
+THREE = Classes("MODEL.ROI_HEADS.NUM_CLASSES", 3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(3):
+        Image.new("RGB", (100, 80)).save(tmp_path / f"{i}.jpg")
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def unregister():
+    yield
+    DatasetCatalog.pop(NAME, None)
+    MetadataCatalog.pop(NAME, None)
+
+
+def annotation(box=(10, 10, 30, 20), **others):
+    return {"bbox": list(box), "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, **others}
+
+
+def records(folder, *annotations):
+    """One image for each list of annotations."""
+    return [
+        {"file_name": str(folder / f"{i}.jpg"), "width": 100, "height": 80, "annotations": a}
+        for i, a in enumerate(annotations)
+    ]
+
+
+def register(dicts, classes=("a", "b", "c")):
+    register_dataset(NAME, lambda: dicts, thing_classes=list(classes))
+    return dicts
+
+
+def write_coco(folder, **changes):
+    content = {
+        "images": [{"id": 7, "file_name": "0.jpg", "width": 100, "height": 80}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "bbox": [1, 2, 3, 4], "category_id": 5, "iscrowd": 0}
+        ],
+        "categories": [{"id": 5, "name": "thing"}],
+        **changes,
+    }
+    path = folder / "instances.json"
+    path.write_text(json.dumps(content))
+    register_coco_instances(NAME, {}, str(path), str(folder))
+    return path
+
+
+BAD_BOXES = {
+    "no width": ([10, 10, 10, 20], "has no area"),
+    "no height": ([10, 10, 20, 10], "has no area"),
+    "negative width": ([30, 10, 20, 20], "has a negative size"),
+    "negative height": ([10, 30, 20, 20], "has a negative size"),
+    "right of the image": ([100, 10, 130, 20], "lies outside the image"),
+    "below the image": ([10, 81, 30, 99], "lies outside the image"),
+    "left of the image": ([-20, 10, 0, 20], "lies outside the image"),
+    "above the image": ([10, -20, 20, -5], "lies outside the image"),
+    "NaN": ([10, math.nan, 20, 30], "is not finite"),
+    "infinite": ([10, 10, math.inf, 30], "is not finite"),
+    "three numbers": ([10, 10, 20], "is not four numbers"),
+    "five numbers": ([10, 10, 20, 20, 5], "is not four numbers"),
+    "text": (["10", 10, 20, 20], "is not four numbers"),
+    "nothing": (None, "is not four numbers"),
+    "empty": ([], "is not four numbers"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BOXES)
+def test_a_box_of_no_use_is_left_out_with_its_file_and_value_in_a_warning(folder, caplog, case):
+    box, fault = BAD_BOXES[case]
+    bad = {**annotation(), "bbox": box}
+    dicts = records(folder, [annotation(), bad], [annotation()])
+    before = copy.deepcopy(dicts)
+    checked = check_dataset(dicts, NAME)
+    assert [len(record["annotations"]) for record in checked] == [1, 1]
+    assert repr(dicts) == repr(before)
+    (warning,) = caplog.messages
+    assert f"left out 1 box(es) that nothing can be learnt from: {box} of" in warning
+    assert f"'{folder / '0.jpg'}' {fault}" in warning
+
+
+def test_of_many_bad_boxes_five_are_named_and_all_counted(folder, caplog):
+    check_dataset(records(folder, [annotation((5, 5, 5, 5)) for _ in range(12)]), NAME)
+    assert "left out 12 box(es)" in caplog.text and "and 7 more" in caplog.text
+    assert caplog.text.count("has no area") == 5
+
+
+@pytest.mark.parametrize(
+    "box", [[0, 0, 100, 80], [-3, -3, 5, 5], [95, 70, 110, 90], np.array([1.0, 2.0, 3.0, 4.0])]
+)
+def test_a_box_that_reaches_into_the_image_is_kept(box):
+    assert box_fault(box, BoxMode.XYXY_ABS, (100, 80)) is None
+
+
+def test_boxes_are_read_in_their_own_mode():
+    assert box_fault([30, 30, 10, 10], BoxMode.XYWH_ABS, (100, 80)) is None
+    assert box_fault([30, 30, -10, 10], BoxMode.XYWH_ABS, (100, 80)) == "has a negative size"
+    assert box_fault([30, 30, 10, 10, 45], BoxMode.XYWHA_ABS, (100, 80)) is None
+    assert box_fault([130, 30, 140, 50], BoxMode.XYXY_ABS, None) is None
+
+
+def test_a_good_data_set_comes_back_as_it_is_without_a_word(folder, caplog):
+    dicts = register(records(folder, [annotation(), annotation(category_id=np.int64(2))], []))
+    assert check_dataset(dicts, NAME, THREE, needs_objects=True) == dicts
+    assert not caplog.messages
+
+
+def test_missing_images_are_named(folder):
+    (folder / "1.jpg").unlink()
+    dicts = records(folder, [annotation()], [annotation()])
+    match = rf"'{NAME}' lacks 1 of its 2 images: '{folder}/1.jpg'.*DETECTRON2_DATASETS"
+    with pytest.raises(FileNotFoundError, match=match):
+        check_dataset(dicts, NAME)
+
+
+def test_images_elsewhere_are_not_looked_for():
+    check_dataset([{"file_name": "s3://bucket/1.jpg"}, {"image": "in memory"}], NAME)
+
+
+@pytest.mark.parametrize("category", [3, -1, 1.0, None, "0"])
+def test_a_category_out_of_range_names_the_file_and_the_range(folder, category):
+    dicts = register(records(folder, [annotation()], [annotation(category_id=category)]))
+    match = rf"1\.jpg' has category_id = {category!r}, but the data set has 3.*from 0 to 2"
+    with pytest.raises(ValueError, match=match):
+        check_dataset(dicts, NAME)
+
+
+def test_more_classes_in_the_data_than_in_the_config_are_an_error(folder):
+    dicts = register(records(folder, [annotation(category_id=2)]))
+    match = r"category_id = 2, but MODEL\.ROI_HEADS\.NUM_CLASSES is 2"
+    with pytest.raises(ValueError, match=match):
+        check_dataset(dicts, NAME, Classes("MODEL.ROI_HEADS.NUM_CLASSES", 2))
+
+
+@pytest.mark.parametrize("num", [2, 80])
+def test_another_number_of_classes_than_that_of_the_data_is_a_warning(folder, caplog, num):
+    dicts = register(records(folder, [annotation()]))
+    check_dataset(dicts, NAME, Classes("MODEL.ROI_HEADS.NUM_CLASSES", num))
+    (warning,) = caplog.messages
+    assert f"MODEL.ROI_HEADS.NUM_CLASSES = {num}" in warning
+    assert "3 class(es), a, b, c" in warning
+
+
+def test_images_with_only_crowds_are_named(folder, caplog):
+    crowd = annotation(iscrowd=1)
+    dicts = records(folder, [crowd, crowd], [crowd, annotation()], [])
+    assert check_dataset(dicts, NAME) == dicts
+    (warning,) = caplog.messages
+    assert f"1 image(s) have only crowd boxes, which are no objects to train on: '{folder}/0" in (
+        warning
+    )
+
+
+@pytest.mark.parametrize(
+    "annotations", [[], [annotation(iscrowd=1)], [annotation((5, 5, 5, 9))]], ids=str
+)
+def test_a_data_set_without_objects_is_refused_for_training(folder, annotations):
+    dicts = records(folder, annotations, [])
+    with pytest.raises(ValueError, match=rf"'{NAME}' has 2 image\(s\) but no object to train on"):
+        check_dataset(dicts, NAME, needs_objects=True)
+    assert len(check_dataset(dicts, NAME)) == 2
+
+
+def test_data_without_boxes_such_as_of_semantic_segmentation_is_left_alone(folder):
+    dicts = [{"file_name": str(folder / "0.jpg"), "sem_seg_file_name": "0.png"}]
+    assert check_dataset(dicts, NAME, THREE, needs_objects=True) == dicts
+
+
+def test_what_detectron2_loads_is_checked_however_often_that_is_asked_for(folder, caplog):
+    caplog.set_level(logging.WARNING)
+    register(records(folder, [annotation(), annotation((1, 1, 1, 1))], [annotation((2, 2, 2, 2))]))
+    for _ in range(2):
+        check_when_loaded([NAME], "DATASETS.TRAIN", THREE, needs_objects=True)
+    assert not caplog.messages  # nothing is loaded yet
+    dicts = get_detection_dataset_dicts([NAME])
+    assert [len(record["annotations"]) for record in dicts] == [1]
+    assert len([m for m in caplog.messages if "left out 2 box(es)" in m]) == 1
+
+
+def test_an_unknown_data_set_names_the_key_and_those_there_are():
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN = 'nowhere'.*bccd_train.*digits_train"):
+        check_when_loaded(["nowhere"], "DATASETS.TRAIN", None, needs_objects=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{'images': ", "JSONDecodeError"),
+        ("", "JSONDecodeError"),
+        ("[1, 2]", "AssertionError"),
+        ("{}", "KeyError"),
+        (b"\xff\xfe\x00", "UnicodeDecodeError"),
+    ],
+)
+def test_annotations_that_are_no_coco_json_name_the_file(folder, content, reason):
+    path = write_coco(folder)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    check_when_loaded([NAME], "DATASETS.TRAIN", None, needs_objects=True)
+    match = rf"'{NAME}' cannot be read from '{path}': {reason}.*copy them anew"
+    with pytest.raises(ValueError, match=match):
+        DatasetCatalog.get(NAME)
+
+
+def test_a_category_that_the_json_does_not_list_names_the_file(folder):
+    path = write_coco(folder, categories=[{"id": 6, "name": "thing"}])
+    check_when_loaded([NAME], "DATASETS.TRAIN", None, needs_objects=True)
+    with pytest.raises(ValueError, match=rf"'{path}'.*category_id=5"):
+        DatasetCatalog.get(NAME)
+
+
+def test_annotations_that_are_not_there_name_the_file_and_the_variable(tmp_path):
+    path = tmp_path / "nowhere" / "instances.json"
+    register_coco_instances(NAME, {}, str(path), str(tmp_path))
+    check_when_loaded([NAME], "DATASETS.TRAIN", None, needs_objects=True)
+    with pytest.raises(FileNotFoundError, match=rf"'{path}'.*DETECTRON2_DATASETS"):
+        DatasetCatalog.get(NAME)
+
+
+def test_a_loaders_own_words_are_left_as_they_are(tmp_path):
+    from pisa_d2.data import register_bccd
+
+    register_bccd(tmp_path)
+    try:
+        check_when_loaded(["bccd_train"], "DATASETS.TRAIN", None, needs_objects=True)
+        with pytest.raises(FileNotFoundError, match="^'.*train.txt' is missing. Put BCCD"):
+            DatasetCatalog.get("bccd_train")
+    finally:
+        register_bccd(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
