@@ -20,6 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
 from findings import Findings
 from html_report import Plot, write_report
 from loading import STRATEGIES, labelled_test_images, rgb_image, setup, with_samplers
@@ -81,10 +82,20 @@ def load_records(dataset: str, num_images: int | None) -> list[dict]:
 
 
 def easiest_to_read(records: list[dict]) -> int | str | None:
-    """The image with the fewest objects, but two of them if there is one; None without objects."""
-    counts = [sum(not a.get("iscrowd", 0) for a in r.get("annotations", [])) for r in records]
-    order = sorted((n < 2, n if n >= 2 else -n, i) for i, n in enumerate(counts) if n)
-    return records[order[0][2]]["image_id"] if order else None
+    """
+    The image whose smallest object is the largest, of those with 2 to 5 objects; without any, that
+    with the fewest objects. None where no image has an object.
+    """
+    found: list[tuple[bool, float, int | str]] = []
+    for record in records:
+        items = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS) for a in items]
+        few = 2 <= len(boxes) <= 5
+        if boxes:
+            area = min(width * height for _, _, width, height in boxes)
+            size = area / (record["width"] * record["height"])
+            found.append((few, size if few else -len(boxes), record["image_id"]))
+    return max(found, key=lambda image: image[:2])[2] if found else None
 
 
 def observe(cfg: CfgNode, model: nn.Module, records: list[dict], first: bool) -> Findings:

@@ -166,8 +166,9 @@ def plot_average_precision(
         "Look at whether the gain grows with the IoU threshold, and at intervals of the difference "
         "that hold 0: these images cannot tell the two apart there.",
         f"COCO AP by pycocotools. Bands and whiskers are 95% intervals over {len(draws[0])} "
-        f"bootstrap draws of the {len(images[0])} images, the same for both; they do not hold the "
-        "spread between training runs. False positives are those of figure 7's detections at IoU "
+        f"bootstrap draws of the {len(images[0])} images, the same for both. They do not hold the "
+        "spread between training runs, and are wide and lopsided where a class has so few objects "
+        "that some draws have none. False positives are those of figure 7's detections at IoU "
         "0.5: a duplicate overlaps an object of its class that another detection took; wrong class "
         "(IoU 0.5 or more with an object of another class); localisation (0.1 to 0.5 with one of "
         "its own); and background.",

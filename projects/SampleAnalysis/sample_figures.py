@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 DPI = 100
 # Of Okabe and Ito, which colour-blind eyes tell apart.
@@ -80,10 +81,11 @@ def plot_densities(samples: dict[str, SampleStatistics], highest: float) -> Plot
             counts = getattr(chosen, kind).counts
             shares[kind, name] = 100 * counts / max(counts.sum(), 1)
     for row, kind in zip(grid, kinds, strict=True):
-        top = max(shares[kind, name].max() for name in samples) or 1.0
+        all_shares = np.concatenate([shares[kind, name].ravel() for name in samples])
+        one, top = all_shares[all_shares > 0].min(initial=100), all_shares.max(initial=0) or 100
         for axes, (name, chosen) in zip(row, samples.items(), strict=True):
             share = shares[kind, name].T
-            scale = LogNorm(top / 1000, top)
+            scale = LogNorm(min(one, top / 10), top)
             mesh = axes.pcolormesh(
                 *(IOU_EDGES, LOSS_EDGES, np.ma.masked_equal(share, 0)),
                 norm=scale,
@@ -139,10 +141,11 @@ def plot_two_steps(ranks: Ranks, image: np.ndarray, class_names: list[str]) -> P
     draw_boxes(picture, ranks.boxes[best], [colors[o] for o in ranks.objects[best]], [2.5] * 999)
     for i in best:
         x, y = ranks.boxes[i, :2].clip(3)
+        name = f"{label_of(ranks.objects[i])} {class_names[ranks.classes[i]]}"
         picture.text(
-            *(x, y, f"{label_of(ranks.objects[i])} {class_names[ranks.classes[i]]}"),
+            *(x, y, f"{name}\nIoU {ranks.ious[i]:.2f}, HLR {ranks.hlr[i]}"),
             color=colors[ranks.objects[i]],
-            fontsize=11,
+            fontsize=9,
             fontweight="bold",
             va="top",
             path_effects=[withStroke(linewidth=3, foreground="white")],
@@ -157,7 +160,11 @@ def plot_two_steps(ranks: Ranks, image: np.ndarray, class_names: list[str]) -> P
         first.plot(ranks.local_ranks[rows], ranks.ious[rows], "o-", color=color, label=label, ms=4)
     in_class = np.flatnonzero(ranks.classes == class_)
     in_class = in_class[np.argsort(ranks.hlr[in_class])]
-    second.plot(ranks.hlr[in_class], ranks.ious[in_class], color="lightgray", zorder=0)
+    rounds = ranks.local_ranks[in_class]
+    for i in range(1, rounds.max() + 1, 2):
+        ends = np.searchsorted(rounds, [i, i + 1]) - 0.5
+        second.axvspan(*ends, color="0.92", zorder=-1)
+    second.plot(ranks.hlr[in_class], ranks.ious[in_class], color="0.7", lw=1, zorder=0)
     second.scatter(
         *(ranks.hlr[in_class], ranks.ious[in_class]),
         c=[colors[o] for o in ranks.objects[in_class]],
@@ -170,6 +177,8 @@ def plot_two_steps(ranks: Ranks, image: np.ndarray, class_names: list[str]) -> P
     second.set_title(f"step 2: all firsts, all seconds, ... ({class_names[class_]})")
     second.set_xlabel("IoU-HLR")
     second.sharey(first)
+    for axes in (first, second):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     order = np.lexsort((ranks.hlr, ranks.classes))
     table = [
         [
@@ -186,8 +195,8 @@ def plot_two_steps(ranks: Ranks, image: np.ndarray, class_names: list[str]) -> P
     return Plot(
         "3_two_steps",
         "3. Two steps to a rank",
-        "Look at the teeth on the right: each is one round through the objects, so no object waits "
-        "until another one's boxes are used up.",
+        "Look at the stripes on the right: each is one round through the objects, so no object "
+        "waits until another one's boxes are used up.",
         f"Positives of one image, after regression. The table has the first {len(shown)} of "
         f"{len(table)}; classes are ranked apart.",
         figure,

@@ -1,0 +1,227 @@
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from analysis_models import labelled_images, small_detector
+from detectron2.structures import pairwise_iou
+from helpers import load_script
+
+load_script("projects/SampleAnalysis/analyze_net.py")
+collect, coco_scores, mistakes, what_if = (
+    import_module(name) for name in ("collect", "coco_scores", "mistakes", "what_if")
+)
+
+
+def coco(objects, num_images):
+    """Ground truth of (image, class, box XYWH)."""
+    return coco_scores._index(
+        {
+            "images": [{"id": i} for i in range(num_images)],
+            "categories": [{"id": i, "name": str(i)} for i in (10, 20, 30)],
+            "annotations": [
+                {
+                    **{"id": i + 1, "image_id": image, "category_id": 10 * (class_ + 1)},
+                    **{"bbox": box, "area": box[2] * box[3], "iscrowd": int(crowd)},
+                }
+                for i, (image, class_, box, crowd) in enumerate(objects)
+            ],
+        }
+    )
+
+
+def detection(image, class_, box, score):
+    return {"image_id": image, "category_id": class_, "bbox": box, "score": score}
+
+
+def random_data(num_images, seed=0):
+    rng = np.random.default_rng(seed)
+    objects, found = [], []
+    for image in range(num_images):
+        for _ in range(rng.integers(0, 6)):
+            box = [*rng.uniform(0, 100, 2), *rng.uniform(10, 120, 2)]
+            class_ = int(rng.integers(3))
+            objects.append((image, class_, box, rng.random() < 0.1))
+            for _ in range(rng.integers(0, 3)):
+                moved = [float(x + rng.normal(0, 3)) for x in box]
+                found.append(detection(image, class_, moved, float(rng.random())))
+        found.append(detection(image, 0, [*rng.uniform(0, 100, 2), 30.0, 30.0], rng.random()))
+    return objects, found
+
+
+def evaluate(objects, found, num_images):
+    images = list(range(num_images))
+    return coco_scores.evaluate(coco(objects, num_images), found, images, [10, 20, 30])
+
+
+def test_average_precision_is_that_of_pycocotools():
+    evaluation = evaluate(*random_data(12), 12)
+    ap = coco_scores.average_precision(evaluation)
+    evaluation.summarize()
+    np.testing.assert_allclose(np.nanmean(ap[..., 0]), 100 * evaluation.stats[0])
+    np.testing.assert_allclose(np.nanmean(ap[5, :, 0]), 100 * evaluation.stats[2])
+    resampled = coco_scores.Resampler(evaluation).average_precision(np.ones(12, dtype=int))
+    np.testing.assert_allclose(resampled, ap, atol=1e-9)
+
+
+def test_resampling_is_evaluation_of_repeated_images():
+    objects, found = random_data(8)
+    counts = np.array([2, 0, 1, 3, 0, 1, 1, 0])
+    repeated = np.repeat(np.arange(8), counts)
+    copies = [[], []]
+    for new, old in enumerate(repeated):
+        copies[0] += [(new, *rest) for image, *rest in objects if image == old]
+        copies[1] += [{**d, "image_id": new} for d in found if d["image_id"] == old]
+    expected = coco_scores.average_precision(evaluate(*copies, len(repeated)))
+    resampler = coco_scores.Resampler(evaluate(objects, found, 8))
+    np.testing.assert_allclose(resampler.average_precision(counts), expected, atol=1e-9)
+
+
+def test_bootstrap_is_the_same_for_a_seed_and_for_both_detectors():
+    evaluation = evaluate(*random_data(8), 8)
+    first, same = coco_scores.bootstrap([evaluation, evaluation], 5, seed=3)
+    again = coco_scores.bootstrap([evaluation], 5, seed=3)[0]
+    other = coco_scores.bootstrap([evaluation], 5, seed=4)[0]
+    np.testing.assert_array_equal(first, same)
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == (5, 10, 3, 4) and not np.array_equal(first, other, equal_nan=True)
+    low, high = np.nanpercentile(np.nanmean(first[..., 0], axis=(1, 2)), [0, 100])
+    assert low < np.nanmean(coco_scores.average_precision(evaluation)[..., 0]) < high
+
+
+def test_nothing_found_is_no_precision():
+    evaluation = evaluate([(0, 1, [5, 5, 20, 20], False)], [], 2)
+    ap = coco_scores.average_precision(evaluation)
+    np.testing.assert_array_equal(ap[:, :, 0], [[np.nan, 0, np.nan]] * 10)
+    counts = np.array([1, 1])
+    resampled = coco_scores.Resampler(evaluation).average_precision(counts)
+    np.testing.assert_array_equal(resampled, ap)
+    assert mistakes.describe_images(evaluation)[0].num_errors == 2
+
+
+def test_kinds_of_false_positives():
+    objects = [
+        (0, 0, [0, 0, 100, 100], False),
+        (0, 1, [200, 0, 100, 100], False),
+        (0, 0, [0, 300, 100, 100], False),
+        (0, 0, [200, 300, 100, 100], False),
+        (0, 0, [400, 300, 100, 100], False),
+        (0, 0, [600, 300, 100, 100], True),
+    ]
+    expected = {
+        0.9: None,
+        0.8: "duplicate",
+        0.7: "classification",
+        0.6: "localisation",
+        0.5: "background",
+    }
+    found = [
+        detection(0, 0, [0, 0, 100, 90], 0.9),
+        detection(0, 0, [0, 0, 100, 80], 0.8),
+        detection(0, 0, [200, 0, 100, 90], 0.7),
+        detection(0, 0, [0, 360, 100, 100], 0.6),  # IoU 0.25
+        detection(0, 0, [400, 0, 100, 100], 0.5),
+        detection(0, 0, [600, 300, 100, 100], 0.95),  # of a crowd: neither right nor wrong
+    ]
+    # A sixth detection of the class is one more than it has objects.
+    extra = [(1, 0, [0, 0, 50, 50], False)]
+    found.append(detection(1, 0, [500, 500, 50, 50], 0.1))
+    first, second = mistakes.describe_images(evaluate(objects + extra, found, 2))
+    assert {d.score: d.mistake for d in first.detections} == expected
+    assert second.detections == []
+    assert mistakes.count_mistakes([first, second]) == dict.fromkeys(mistakes.KINDS, 1)
+    # Right at both thresholds: one; wrong at both: four; missed at both: four of five objects.
+    assert first.num_errors == 2 * 4 + 2 * 4
+    assert second.num_errors == 2
+
+
+def test_images_that_differ_most_come_first():
+    def result(image, num_errors):
+        missed = [{0.5}] * num_errors
+        return mistakes.ImageResult(image, [{}] * num_errors, [], missed)
+
+    first = [result(i, n) for i, n in enumerate([3, 1, 5, 2])]
+    second = [result(i, n) for i, n in enumerate([3, 4, 0, 5])]
+    pairs = mistakes.most_different(first, second, 3)
+    assert [pair[0].image_id for pair in pairs] == [2, 1, 3]
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """A detector's scored boxes, its own detections and its box predictor."""
+    _, model = small_detector()
+    predictor = model.roi_heads.box_predictor
+    with torch.no_grad():  # so that some scores are high and some are below the threshold
+        predictor.cls_score.weight.normal_(std=0.3)
+    found = collect.Observer(model, {}, 0.05, 0.5, with_scored_boxes=True).run(
+        labelled_images([4, 0, 7])
+    )
+    return found.scored_boxes, found.detections, predictor
+
+
+def test_with_nothing_raised_detections_are_the_detectors_own(scored):
+    images, expected, predictor = scored
+    found = []
+    for image in images:
+        nobody = torch.zeros(len(image.ious), dtype=torch.bool)
+        found += collect.as_results(what_if.detect(image, nobody, 0.0, predictor), image.image_id)
+    assert len(found) == len(expected) > 0
+    for a, b in zip(found, expected, strict=True):
+        assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
+        np.testing.assert_allclose([*a["bbox"], a["score"]], [*b["bbox"], b["score"]], rtol=1e-4)
+
+
+def test_raised_scores_are_those_of_raised_logits(scored):
+    images, _, predictor = scored
+    image = images[0]
+    everyone = torch.ones(len(image.ious), dtype=torch.bool)
+    found = what_if.detect(image, everyone, 50.0, predictor)
+    # All positives are sure of their class, and some of them outlive NMS.
+    assert (found.scores > 0.999).sum() >= 1
+    sure = found[found.scores > 0.999]
+    own = collect.Boxes(image.boxes[image.owners >= 0])
+    assert (pairwise_iou(sure.pred_boxes, own).max(dim=1).values > 0.999).all()
+
+
+def test_all_choices_spend_the_same_budget(scored):
+    images, _, predictor = scored
+    evaluations = []
+
+    def record(detections):
+        evaluations.append(detections)
+        return None
+
+    outcomes = what_if.spend(images, predictor, record)
+    assert outcomes[0].budget == 0 and len(outcomes) == 1 + 3 * 4 == len(evaluations)
+    positives = what_if.gather(images, predictor.classification_losses)
+    chosen = what_if.choices(positives)
+    for outcome in outcomes[1:]:
+        assert outcome.num_raised == chosen[outcome.choice].sum()
+        total = 0.0
+        for i in range(len(positives.classes)):
+            if chosen[outcome.choice][i]:
+                logits, class_ = positives.logits[i].double().clone(), positives.classes[i]
+                before = -logits.log_softmax(0)[class_]
+                logits[class_] += outcome.delta
+                total += float(before + logits.log_softmax(0)[class_])
+        np.testing.assert_allclose(total, outcome.budget, rtol=1e-4)
+    budgets = sorted({outcome.budget for outcome in outcomes[1:]})
+    np.testing.assert_allclose(np.array(budgets) / budgets[-1], [0.25, 0.625, 1])
+
+
+def test_choices_are_the_first_of_each_object(scored):
+    positives = what_if.gather(scored[0], scored[2].classification_losses)
+    chosen = what_if.choices(positives)
+    for object_ in set(positives.objects.tolist()):
+        rows = [i for i in range(len(positives.ious)) if positives.objects[i] == object_]
+        by_iou = sorted(rows, key=lambda i: -float(positives.ious[i]))
+        by_loss = sorted(rows, key=lambda i: -float(positives.losses[i]))
+        for name, expected in (
+            ("top 5 by IoU-HLR", by_iou[:5]),
+            ("top 25 by IoU-HLR", by_iou[:25]),
+            ("hardest 5", by_loss[:5]),
+            ("all", rows),
+        ):
+            assert {i for i in rows if chosen[name][i]} == set(expected)
+    # Objects of different images are different ones.
+    assert positives.objects.max() + 1 >= 4
