@@ -13,10 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from mistakes import KINDS, ImageResult, count_mistakes
 from pycocotools.cocoeval import COCOeval
-from sample_figures import BLUE, DPI, ORANGE
+from sample_figures import BLUE, DPI, ORANGE, SKY
 from score_figures import STYLES
 
-SKY = "#56B4E9"
 # Colour, line and words for what a detection is.
 RIGHT = (BLUE, "-", "right at IoU 0.75")
 LOOSE = (SKY, "--", "right at IoU 0.5 only")

@@ -5,18 +5,19 @@ from box_drawing import draw_boxes, show_image
 from findings import FINE_IOU_EDGES, IOU_EDGES, LOSS_EDGES, Ranks, SampleStatistics
 from html_report import Plot, Table
 from loading import OVERLAP
-from matplotlib import colormaps
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 DPI = 100
 # Of Okabe and Ito, which colour-blind eyes tell apart.
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+SKY, AMBER = "#56B4E9", "#E69F00"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY, "black")
 COLORS = {"random": BLUE, "hard": ORANGE, "prime": GREEN}
 DASHES = {"random": "-", "hard": "--", "prime": "-."}
-MOST_OBJECTS = 8  # told apart by colour
+MOST_OBJECTS = len(PALETTE)  # told apart by colour
 
 
 def plot_negative_ious(samples: dict[str, SampleStatistics], highest: float) -> Plot:
@@ -132,22 +133,25 @@ def plot_two_steps(ranks: Ranks, image: np.ndarray, class_names: list[str]) -> P
     figure = Figure(figsize=(13, 4.6), dpi=DPI, layout="constrained")
     picture, first, second = figure.subplots(1, 3, width_ratios=[1.2, 1, 1])
     objects = np.unique(ranks.objects)
-    palette = colormaps["tab10"]
-    colors = {int(o): palette(i % 10) for i, o in enumerate(objects)}
+    colors = {int(o): to_rgb(PALETTE[i % len(PALETTE)]) for i, o in enumerate(objects)}
     show_image(picture, image, alpha=0.75)
     best = np.flatnonzero(ranks.local_ranks == 0)
     others = np.flatnonzero(ranks.local_ranks > 0)
-    draw_boxes(picture, ranks.boxes[others], [(*colors[o][:3], 0.3) for o in ranks.objects[others]])
+    draw_boxes(picture, ranks.boxes[others], [(*colors[o], 0.3) for o in ranks.objects[others]])
     draw_boxes(picture, ranks.boxes[best], [colors[o] for o in ranks.objects[best]], [2.5] * 999)
     for i in best:
-        x, y = ranks.boxes[i, :2].clip(3)
+        # Labels stay inside the image.
+        x0, y, x1, _ = ranks.boxes[i]
+        at_right = x0 > 0.6 * image.shape[1]
         name = f"{label_of(ranks.objects[i])} {class_names[ranks.classes[i]]}"
         picture.text(
-            *(x, y, f"{name}\nIoU {ranks.ious[i]:.2f}, HLR {ranks.hlr[i]}"),
+            *(min(x1, image.shape[1]) if at_right else max(x0, 0), max(y, 0)),
+            f"{name}: IoU {ranks.ious[i]:.2f}, HLR {ranks.hlr[i]}",
+            ha="right" if at_right else "left",
             color=colors[ranks.objects[i]],
             fontsize=9,
             fontweight="bold",
-            va="top",
+            va="top" if y < 0.05 * image.shape[0] else "bottom",
             path_effects=[withStroke(linewidth=3, foreground="white")],
         )
     picture.set_title(f"{len(ranks.objects)} positives; thick: the best of each object")

@@ -6,11 +6,10 @@ from html_report import Plot, Table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from running_sums import Means
-from sample_figures import BLUE, DPI, GREEN, ORANGE
+from sample_figures import BLUE, DPI, GREEN, ORANGE, PURPLE
 from what_if import Outcome, mean_precision
 
 STYLES = ((BLUE, "-"), (ORANGE, "--"))  # of the two checkpoints
-PURPLE = "#CC79A7"
 STYLES_OF_CHOICES = {
     "top 5 by IoU-HLR": (ORANGE, "-", "o"),
     "top 25 by IoU-HLR": (BLUE, "--", "s"),
@@ -43,14 +42,16 @@ def plot_what_if(outcomes: list[Outcome]) -> Plot:
     )
     for name, (color, dashes, marker) in STYLES_OF_CHOICES.items():
         of_choice = [outcome for outcome in spent if outcome.choice == name]
+        # "all" may lie on "top 25": its markers are rings around those.
+        ring = {"mfc": "none", "ms": 10} if name == "all" else {}
         style = {"color": color, "ls": dashes, "label": name}
         x = [0.0] + [outcome.budget for outcome in of_choice]
         y = [ap[id(plain)].mean()] + [ap[id(outcome)].mean() for outcome in of_choice]
-        by_budget.plot(x, y, marker=marker, **style)
+        by_budget.plot(x, y, marker=marker, **style, **ring)
         for outcome in of_choice:
             if outcome.budget == middle:
                 gain = ap[id(outcome)] - ap[id(plain)]
-                by_iou.plot(thresholds, gain, marker=marker, **style)
+                by_iou.plot(thresholds, gain, marker=marker, **style, **ring)
                 curve.plot(recalls, mean_precision(outcome.evaluation)[at_75], **style)
     by_budget.set(xlabel="total loss taken away", ylabel="AP (0.5 to 0.95), in %")
     by_budget.legend(title="scores raised of")

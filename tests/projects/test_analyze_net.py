@@ -166,6 +166,15 @@ def test_scores_are_collected_by_rank_and_by_iou():
     assert (np.diff(scores.positives.counts) <= 0).all()
 
 
+def test_pairs_that_may_be_raised_above_the_threshold_are_kept():
+    _, model = small_detector()
+    model.roi_heads.box_predictor.test_score_thresh = 2  # above any score
+    found = collect.Observer(model, {}, 0.05, 0.5, with_scored_boxes=True).run(labelled_images([9]))
+    image = found.scored_boxes[0]
+    assert image.owners.tolist() == list(range(len(image.ious))) != []
+    assert torch.equal(image.classes, image.gt_classes)
+
+
 def test_sums_are_those_of_all_values_at_once():
     rng = np.random.default_rng(0)
     density = sums.Density(np.linspace(0, 1, 5), np.array([0.1, 1, 10]))
@@ -181,3 +190,8 @@ def test_sums_are_those_of_all_values_at_once():
     for key in range(9):
         np.testing.assert_allclose(means.means[key], y[keys == key].mean())
     np.testing.assert_allclose(correlation.value, np.corrcoef(x, y)[0, 1])
+
+
+def test_a_value_on_an_edge_is_in_the_upper_cell():
+    cells = sums.cells_of(np.array([-1, 0, 0.25, 0.3, 1, 2]), np.linspace(0, 1, 5))
+    np.testing.assert_array_equal(cells, [0, 0, 1, 1, 3, 3])

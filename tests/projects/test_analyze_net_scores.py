@@ -5,11 +5,11 @@ import pytest
 import torch
 from analysis_models import labelled_images, small_detector
 from detectron2.structures import pairwise_iou
-from helpers import load_script
+from helpers import IMAGE_SIZE, load_script, random_boxes
 
 load_script("projects/SampleAnalysis/analyze_net.py")
-collect, coco_scores, mistakes, what_if = (
-    import_module(name) for name in ("collect", "coco_scores", "mistakes", "what_if")
+collect, coco_scores, findings, mistakes, what_if = (
+    import_module(name) for name in ("collect", "coco_scores", "findings", "mistakes", "what_if")
 )
 
 
@@ -183,45 +183,65 @@ def test_raised_scores_are_those_of_raised_logits(scored):
     assert (pairwise_iou(sure.pred_boxes, own).max(dim=1).values > 0.999).all()
 
 
+def many_positives(num_images=2, seed=0):
+    """Scored boxes of images with about 30 positives for each of 3 objects, at random."""
+    generator = torch.Generator().manual_seed(seed)
+    images = []
+    for image_id in range(num_images):
+        objects = torch.randint(3, (90,), generator=generator)
+        logits = 2 * torch.randn(90, 4, generator=generator)
+        scores = logits.softmax(dim=1)[range(90), objects]
+        images.append(
+            findings.ScoredBoxes(
+                *(image_id, IMAGE_SIZE, IMAGE_SIZE, random_boxes(90, generator), objects, scores),
+                *(torch.arange(90), logits, objects, objects),
+                torch.rand(90, generator=generator),
+            )
+        )
+    return images
+
+
+def chosen_by_hand(images, losses):
+    """For each choice the set of (image, positive)."""
+    chosen = {name: set() for name in ("top 5 by IoU-HLR", "top 25 by IoU-HLR", "hardest 5", "all")}
+    for i, image in enumerate(images):
+        for object_ in range(3):
+            rows = [r for r in range(90) if image.objects[r] == object_]
+            by_iou = sorted(rows, key=lambda r: -float(image.ious[r]))
+            by_loss = sorted(rows, key=lambda r: -losses[i][r])
+            parts = (by_iou[:5], by_iou[:25], by_loss[:5], rows)
+            for name, part in zip(chosen, parts, strict=True):
+                chosen[name] |= {(i, r) for r in part}
+    return chosen
+
+
 def test_all_choices_spend_the_same_budget(scored):
-    images, _, predictor = scored
-    evaluations = []
+    predictor, images = scored[2], many_positives()
+    evaluated = []
+    outcomes = what_if.spend(images, predictor, evaluated.append)
+    assert outcomes[0].budget == 0 and len(outcomes) == 1 + 3 * 4 == len(evaluated)
 
-    def record(detections):
-        evaluations.append(detections)
-        return None
+    def loss(image, row, delta):
+        logits = image.logits[row].double().clone()
+        logits[image.gt_classes[row]] += delta
+        return -float(logits.log_softmax(0)[image.gt_classes[row]])
 
-    outcomes = what_if.spend(images, predictor, record)
-    assert outcomes[0].budget == 0 and len(outcomes) == 1 + 3 * 4 == len(evaluations)
-    positives = what_if.gather(images, predictor.classification_losses)
-    chosen = what_if.choices(positives)
+    losses = [[loss(image, row, 0) for row in range(90)] for image in images]
+    expected = chosen_by_hand(images, losses)
     for outcome in outcomes[1:]:
-        assert outcome.num_raised == chosen[outcome.choice].sum()
-        total = 0.0
-        for i in range(len(positives.classes)):
-            if chosen[outcome.choice][i]:
-                logits, class_ = positives.logits[i].double().clone(), positives.classes[i]
-                before = -logits.log_softmax(0)[class_]
-                logits[class_] += outcome.delta
-                total += float(before + logits.log_softmax(0)[class_])
-        np.testing.assert_allclose(total, outcome.budget, rtol=1e-4)
+        rows = expected[outcome.choice]
+        assert outcome.num_raised == len(rows)
+        spent = sum(losses[i][r] - loss(images[i], r, outcome.delta) for i, r in rows)
+        np.testing.assert_allclose(spent, outcome.budget, rtol=1e-4)
+    least = min(sum(losses[i][r] for i, r in rows) for rows in expected.values())
     budgets = sorted({outcome.budget for outcome in outcomes[1:]})
-    np.testing.assert_allclose(np.array(budgets) / budgets[-1], [0.25, 0.625, 1])
+    np.testing.assert_allclose(np.array(budgets) / least, [0.2, 0.5, 0.8], rtol=1e-4)
 
 
 def test_choices_are_the_first_of_each_object(scored):
-    positives = what_if.gather(scored[0], scored[2].classification_losses)
-    chosen = what_if.choices(positives)
-    for object_ in set(positives.objects.tolist()):
-        rows = [i for i in range(len(positives.ious)) if positives.objects[i] == object_]
-        by_iou = sorted(rows, key=lambda i: -float(positives.ious[i]))
-        by_loss = sorted(rows, key=lambda i: -float(positives.losses[i]))
-        for name, expected in (
-            ("top 5 by IoU-HLR", by_iou[:5]),
-            ("top 25 by IoU-HLR", by_iou[:25]),
-            ("hardest 5", by_loss[:5]),
-            ("all", rows),
-        ):
-            assert {i for i in rows if chosen[name][i]} == set(expected)
-    # Objects of different images are different ones.
-    assert positives.objects.max() + 1 >= 4
+    images = many_positives()
+    positives = what_if.gather(images, scored[2].classification_losses)
+    losses = positives.losses.view(-1, 90).tolist()
+    expected = chosen_by_hand(images, losses)
+    for name, chosen in what_if.choices(positives).items():
+        assert {divmod(i, 90) for i in chosen.nonzero()[:, 0].tolist()} == expected[name]
