@@ -166,7 +166,7 @@ def plot_score_by_iou(scores: dict[str, ScoreStatistics]) -> Plot:
         at = centres + (i - (len(scores) - 1) / 2) * width
         axes[-1].bar(at, counts, width, color=style[0])
         rows += [
-            [name, float(x), int(n), float(value)]
+            [name, float(x), int(n), float(value), found.correlation.value]
             for x, n, value in zip(centres, counts, values, strict=True)
         ]
     _difference(axes[1:-1], centres, means, scores)
@@ -182,7 +182,9 @@ def plot_score_by_iou(scores: dict[str, ScoreStatistics]) -> Plot:
         "Positives among the test-time proposals of each detector; means over fewer than "
         f"{FEWEST} are not drawn. The correlation is that of score and IoU over all positives.",
         figure,
-        Table(["checkpoint", "IoU (centre of bin)", "positives", "mean score"], rows),
+        Table(
+            ["checkpoint", "IoU (centre of bin)", "positives", "mean score", "correlation"], rows
+        ),
     )
 
 

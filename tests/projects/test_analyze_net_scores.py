@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 from analysis_models import labelled_images, small_detector
-from detectron2.structures import pairwise_iou
-from helpers import IMAGE_SIZE, load_script, random_boxes
+from helpers import HEADS, IMAGE_SIZE, load_script, random_boxes
 
 load_script("projects/SampleAnalysis/analyze_net.py")
 collect, coco_scores, findings, mistakes, what_if = (
@@ -146,10 +145,10 @@ def test_images_that_differ_most_come_first():
     assert [pair[0].image_id for pair in pairs] == [2, 1, 3]
 
 
-@pytest.fixture(scope="module")
-def scored():
+@pytest.fixture(scope="module", params=["PISAROIHeads", "PISARes5ROIHeads"])
+def scored(request):
     """A detector's scored boxes, its own detections and its box predictor."""
-    _, model = small_detector()
+    _, model = small_detector(*HEADS[request.param])
     predictor = model.roi_heads.box_predictor
     with torch.no_grad():  # so that some scores are high and some are below the threshold
         predictor.cls_score.weight.normal_(std=0.3)
@@ -172,15 +171,12 @@ def test_with_nothing_raised_detections_are_the_detectors_own(scored):
 
 
 def test_raised_scores_are_those_of_raised_logits(scored):
-    images, _, predictor = scored
-    image = images[0]
-    everyone = torch.ones(len(image.ious), dtype=torch.bool)
-    found = what_if.detect(image, everyone, 50.0, predictor)
-    # All positives are sure of their class, and some of them outlive NMS.
-    assert (found.scores > 0.999).sum() >= 1
-    sure = found[found.scores > 0.999]
-    own = collect.Boxes(image.boxes[image.owners >= 0])
-    assert (pairwise_iou(sure.pred_boxes, own).max(dim=1).values > 0.999).all()
+    image, predictor = many_positives()[0], scored[2]
+    found = what_if.detect(image, image.gt_classes == 0, 50.0, predictor)
+    assert set(found.pred_classes.tolist()) == {0, 1, 2}
+    raised = found.pred_classes == 0
+    assert (found.scores[raised] > 0.999).all()
+    assert torch.isin(found.scores[~raised], image.scores).all()
 
 
 def many_positives(num_images=2, seed=0):
