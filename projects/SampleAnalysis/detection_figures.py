@@ -10,7 +10,7 @@ from html_report import Plot, Table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from mistakes import KINDS, ImageResult, count_mistakes
 from pycocotools.cocoeval import COCOeval
 from sample_figures import BLUE, DPI, ORANGE, SKY
@@ -21,7 +21,7 @@ RIGHT = (BLUE, "-", "right at IoU 0.75")
 LOOSE = (SKY, "--", "right at IoU 0.5 only")
 WRONG = (ORANGE, ":", "wrong at IoU 0.5")
 LOOKS = (RIGHT, LOOSE, WRONG)
-MISSED_ALPHA = 0.3
+MISSED = {"fc": (0, 0, 0, 0.25), "ec": "black", "hatch": "//", "lw": 0.8}
 
 
 def plot_detections(
@@ -56,7 +56,7 @@ def plot_detections(
                 for d in result.detections
             ]
     handles = [Line2D([], [], color=c, ls=s, lw=2.5, label=text) for c, s, text in LOOKS]
-    handles.append(Patch(color="black", alpha=MISSED_ALPHA, label="object missed at IoU 0.5"))
+    handles.append(Patch(**MISSED, label="object missed at IoU 0.5"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return Plot(
         "7_detections",
@@ -87,9 +87,7 @@ def _draw_result(axes: Axes, result: ImageResult) -> None:
         if 0.5 in missed
     ]
     for x, y, width, height in unfound:
-        axes.fill(
-            [x, x + width, x + width, x], [y, y, y + height, y + height], "k", alpha=MISSED_ALPHA
-        )
+        axes.add_patch(Rectangle((x, y), width, height, **MISSED))
     for color, style, _ in reversed(LOOKS):
         chosen = [d.box for d in result.detections if _look(d.right_at)[0] == color]
         draw_boxes(axes, _xyxy(chosen), [color] * len(chosen), [2.2] * len(chosen), style)
@@ -221,7 +219,8 @@ def _bars(axes: Axes, labels: list[str], group: Group, names: list[str], rows: l
         reach = np.stack([value - low, high - value]).clip(min=0)
         at = x + 0.38 * (i - 0.5)
         axes.bar(at, value, 0.36, color=color, label=name, yerr=reach, capsize=3, alpha=0.85)
-    axes.set_xticks(x, labels, rotation=30 if len(rows) > 6 else 0)
+    many = len(rows) > 6
+    axes.set_xticks(x, labels, rotation=30 * many, ha="right" if many else "center")
     axes.set(ylabel="AP (0.5 to 0.95), in %", ylim=(0, 100))
     axes.legend()
 
