@@ -1,6 +1,7 @@
 """What several tests build: small models, batches and samples."""
 
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +12,9 @@ import pisa_d2  # isort: skip  (before Detectron2, which it readies)
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 COCO = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "coco"
@@ -143,3 +146,21 @@ def random_batch(num_objects: list[int], num_classes: int = 3, seed: int = 0) ->
         image = torch.randint(256, (3, *IMAGE_SIZE), generator=generator, dtype=torch.uint8)
         batch.append({"image": image, "instances": instances})
     return batch
+
+
+def register_images(name: str, folder: Path, batch: list[dict]) -> None:
+    """A data set of these model inputs, of classes a, b and c, with its files in a folder."""
+    records = []
+    for i, sample in enumerate(batch):
+        path = folder / f"image{i}.png"
+        Image.fromarray(sample["image"].permute(1, 2, 0).numpy()).save(path)
+        boxes, classes = sample["instances"].gt_boxes.tensor, sample["instances"].gt_classes
+        annotations = [
+            {"bbox": box, "bbox_mode": 0, "category_id": class_}
+            for box, class_ in zip(boxes.tolist(), classes.tolist(), strict=True)
+        ]
+        size = dict(zip(("height", "width"), IMAGE_SIZE, strict=True))
+        record = {"file_name": str(path), "image_id": i, "annotations": annotations}
+        records.append({**record, **size})
+    DatasetCatalog.register(name, lambda: json.loads(json.dumps(records)))
+    MetadataCatalog.get(name).thing_classes = ["a", "b", "c"]

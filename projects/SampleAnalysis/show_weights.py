@@ -8,20 +8,20 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-import pisa_d2  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readies)
 
 import numpy as np
 import torch
+from box_drawing import draw_boxes, show_image
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, DatasetMapper
-from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from loading import labelled_test_images, rgb_image, setup
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from pisa_d2.hlr import box_iou
 from pisa_d2.isr import positive_weights
@@ -42,10 +42,7 @@ class Positives:
 
 
 def load_model(output_dir: Path) -> tuple[CfgNode, torch.nn.Module]:
-    cfg = get_cfg()
-    pisa_d2.add_pisa_config(cfg)
-    cfg.merge_from_file(str(output_dir / "config.yaml"))
-    cfg.MODEL.DEVICE = "cpu"
+    cfg = setup(str(output_dir / "config.yaml"), ["MODEL.DEVICE", "cpu"])
     model = build_model(cfg)
     DetectionCheckpointer(model, save_dir=str(output_dir)).resume_or_load("", resume=True)
     return cfg, model
@@ -97,16 +94,11 @@ def draw(image: np.ndarray, positives: Positives, path: Path) -> None:
     scale = ScalarMappable(Normalize(0, HIGHEST), "plasma")
     axes_of_panels = figure.subplots(1, len(panels))
     for axes, (title, weights) in zip(axes_of_panels, panels.items(), strict=True):
-        axes.imshow(image, alpha=0.6)
-        axes.set_axis_off()
+        show_image(axes, image, alpha=0.6)
         axes.set_title(title)
-        axes.set_xlim(0, image.shape[1])
-        axes.set_ylim(image.shape[0], 0)
-        for i in np.argsort(weights):
-            x0, y0, x1, y1 = positives.boxes[i]
-            color = scale.to_rgba(weights[i])
-            width = 0.6 + 1.2 * min(weights[i], HIGHEST)
-            axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=color, lw=width))
+        order = np.argsort(weights)
+        widths = 0.6 + 1.2 * weights[order].clip(max=HIGHEST)
+        draw_boxes(axes, positives.boxes[order], scale.to_rgba(weights[order]), widths)
     figure.colorbar(scale, ax=axes_of_panels, label="weight", extend="max", shrink=0.8)
     figure.savefig(path)
 
@@ -120,13 +112,11 @@ def main() -> None:
 
     cfg, model = load_model(args.output_dir)
     record = DatasetCatalog.get(cfg.DATASETS.TEST[0])[args.image]
-    resize = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    inputs = DatasetMapper(cfg, is_train=True, augmentations=[resize])(record)
+    inputs = labelled_test_images(cfg)(record)
     torch.manual_seed(args.seed)
     positives = weigh_positives(model, inputs)
-    image = inputs["image"].permute(1, 2, 0).numpy()
     path = args.output_dir / "weights.png"
-    draw(image[:, :, ::-1] if cfg.INPUT.FORMAT == "BGR" else image, positives, path)
+    draw(rgb_image(inputs, cfg), positives, path)
     print(path)
 
 

@@ -5,47 +5,28 @@ a data set what their negatives are.
 """
 
 import argparse
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pisa_d2  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readies)
 
 import numpy as np
 import torch
+from box_drawing import draw_boxes, show_image
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
-from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.config import CfgNode
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
+from loading import OVERLAP, STRATEGIES, labelled_test_images, rgb_image, setup, with_samplers
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from tqdm import tqdm
-
-# Of Detectron2 0.6's anchors; nothing that a user could mend.
-warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
-
-# Samplers of the positives and of the negatives.
-STRATEGIES = {
-    "random": ("RandomSampler", "RandomSampler"),
-    "IoU-balanced": ("InstanceBalancedSampler", "IoUBalancedSampler"),
-    "hard": ("HardSampler", "HardSampler"),
-    "prime": ("IoUHLRSampler", "ScoreHLRSampler"),
-}
-PISA_HEADS = {
-    "StandardROIHeads": "PISAROIHeads",
-    "Res5ROIHeads": "PISARes5ROIHeads",
-    "CascadeROIHeads": "PISACascadeROIHeads",
-}
-OVERLAP = 0.05  # IoU above which a negative is more than background
 
 
 @dataclass
@@ -77,17 +58,6 @@ class Totals:
         self.ious.append(samples.negative_ious)
 
 
-def setup(config_file: str, options: list[str]) -> CfgNode:
-    cfg = get_cfg()
-    pisa_d2.add_pisa_config(cfg)
-    cfg.merge_from_file(config_file)
-    cfg.merge_from_list(options)
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.ROI_HEADS.NAME = PISA_HEADS.get(cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NAME)
-    return cfg
-
-
 def parse_strategy(text: str) -> tuple[str, tuple[str, str]]:
     """A name in STRATEGIES, or the positive and the negative sampler with a + between them."""
     samplers = STRATEGIES.get(text) or tuple(text.split("+"))
@@ -104,11 +74,9 @@ def heads_of_strategies(
 ) -> dict[str, nn.Module]:
     """The model's ROI heads, with the samplers of each strategy."""
     heads = {}
-    for name, (positive, negative) in strategies.items():
-        cfg = cfg.clone()
-        cfg.MODEL.ROI_HEADS.POSITIVE_SAMPLER.NAME = positive
-        cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.NAME = negative
-        heads[name] = build_roi_heads(cfg, model.backbone.output_shape()).to(model.device)
+    for name, samplers in strategies.items():
+        of_strategy = with_samplers(cfg, *samplers)
+        heads[name] = build_roi_heads(of_strategy, model.backbone.output_shape()).to(model.device)
         heads[name].load_state_dict(model.roi_heads.state_dict())
         heads[name].train()
     return heads
@@ -162,12 +130,12 @@ def draw(image: np.ndarray, samples: dict[str, Samples], highest: float, path: P
     bins = np.linspace(0, 1, 21)
     for column, (name, chosen) in zip(grid.T, samples.items(), strict=True):
         positives = [objects(i % 10) for i in chosen.objects]
-        draw_boxes(column[0], image, chosen.positives, positives)
+        show_image(column[0], image)
+        draw_boxes(column[0], chosen.positives, positives)
         column[0].set_title(f"{name}\n{len(chosen.positives)} positives, coloured by object")
         order = np.argsort(chosen.negative_ious)
-        draw_boxes(
-            column[1], image, chosen.negatives[order], scale.to_rgba(chosen.negative_ious[order])
-        )
+        show_image(column[1], image)
+        draw_boxes(column[1], chosen.negatives[order], scale.to_rgba(chosen.negative_ious[order]))
         share = np.mean(chosen.negative_ious > OVERLAP) if len(chosen.negatives) else 0
         column[1].set_title(
             f"{len(chosen.negatives)} negatives, {share:.0%} of IoU above {OVERLAP}"
@@ -185,15 +153,6 @@ def draw(image: np.ndarray, samples: dict[str, Samples], highest: float, path: P
     grid[2, 0].legend()
     figure.colorbar(scale, ax=grid[1], label="IoU of negatives", shrink=0.9)
     figure.savefig(path)
-
-
-def draw_boxes(axes: Axes, image: np.ndarray, boxes: np.ndarray, colors: np.ndarray | list) -> None:
-    axes.imshow(image, alpha=0.5)
-    axes.set_axis_off()
-    axes.set_xlim(0, image.shape[1])
-    axes.set_ylim(image.shape[0], 0)
-    for (x0, y0, x1, y1), color in zip(boxes, colors, strict=True):
-        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=color, lw=1.1))
 
 
 def markdown_table(totals: dict[str, Totals]) -> str:
@@ -252,8 +211,7 @@ def main() -> None:
     drawn = {names.index(x) if x in names else int(x) for x in args.images or ["0"]}
     if max(drawn) >= len(records):
         parser.error(f"{dataset} has {len(records)} images: there is no index {max(drawn)}")
-    resize = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    mapper = DatasetMapper(cfg, is_train=True, augmentations=[resize])
+    mapper = labelled_test_images(cfg)
 
     torch.manual_seed(args.seed)
     totals = {name: Totals() for name in heads}
@@ -264,9 +222,8 @@ def main() -> None:
             for name, of_strategy in samples.items():
                 totals[name].add(of_strategy, len(inputs["instances"]))
             if i in drawn:
-                image = inputs["image"].permute(1, 2, 0).numpy()
-                image = image[:, :, ::-1] if cfg.INPUT.FORMAT == "BGR" else image
                 path = output / f"{Path(names[i]).stem}.png"
+                image = rgb_image(inputs, cfg)
                 draw(image, samples, cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0], path)
     print(markdown_table(totals))
     print(f"{output}: {', '.join(Path(names[i]).stem + '.png' for i in sorted(drawn))}")

@@ -1,11 +1,8 @@
-import json
-
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from helpers import HEADS, ROOT, load_script, random_batch, small_cfg
-from PIL import Image
+from helpers import HEADS, ROOT, load_script, random_batch, register_images, small_cfg
 
 visualize = load_script("projects/SampleAnalysis/visualize_sampling.py")
 
@@ -13,20 +10,7 @@ visualize = load_script("projects/SampleAnalysis/visualize_sampling.py")
 @pytest.fixture
 def config(tmp_path):
     """A small model's config and weights, and a data set of two images, one without objects."""
-    records = []
-    for i, sample in enumerate(random_batch([4, 0])):
-        path = tmp_path / f"image{i}.png"
-        Image.fromarray(sample["image"].permute(1, 2, 0).numpy()).save(path)
-        boxes, classes = sample["instances"].gt_boxes.tensor, sample["instances"].gt_classes
-        annotations = [
-            {"bbox": box, "bbox_mode": 0, "category_id": class_}
-            for box, class_ in zip(boxes.tolist(), classes.tolist(), strict=True)
-        ]
-        size = {"height": 96, "width": 128}
-        record = {"file_name": str(path), "image_id": i, "annotations": annotations}
-        records.append({**record, **size})
-    DatasetCatalog.register("two_images", lambda: json.loads(json.dumps(records)))
-    MetadataCatalog.get("two_images").thing_classes = ["a", "b", "c"]
+    register_images("two_images", tmp_path, random_batch([4, 0]))
     cfg = small_cfg("DATASETS.TEST", ("two_images",), "OUTPUT_DIR", str(tmp_path))
     path = tmp_path / "config.yaml"
     path.write_text(cfg.dump())

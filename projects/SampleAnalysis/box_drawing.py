@@ -1,0 +1,39 @@
+"""Boxes drawn on an image."""
+
+from collections.abc import Iterable
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+
+def show_image(axes: Axes, image: np.ndarray, alpha: float = 0.5) -> None:
+    """
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        alpha: 1 for full colours; less lets the boxes stand out.
+    """
+    axes.imshow(image, alpha=alpha)
+    axes.set_axis_off()
+    axes.set_xlim(0, image.shape[1])
+    axes.set_ylim(image.shape[0], 0)
+
+
+def draw_boxes(
+    axes: Axes,
+    boxes: np.ndarray,
+    colors: Iterable[Any],
+    widths: Iterable[float] = repeat(1.1),
+    style: str = "-",
+) -> None:
+    """
+    Args:
+        boxes: (N, 4), XYXY in pixels; the last is on top.
+        colors, widths: of each box, N or more.
+    """
+    for (x0, y0, x1, y1), color, width in zip(boxes, colors, widths, strict=False):
+        axes.add_patch(
+            Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=color, lw=width, ls=style)
+        )

@@ -1,0 +1,61 @@
+"""Models and images as the scripts of this folder look at them."""
+
+import warnings
+
+import pisa_d2  # isort: skip  (before Detectron2, which it readies)
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetMapper
+from detectron2.data.transforms import ResizeShortestEdge
+
+# Of Detectron2 0.6's anchors; nothing that a user could mend.
+warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
+
+PISA_HEADS = {
+    "StandardROIHeads": "PISAROIHeads",
+    "Res5ROIHeads": "PISARes5ROIHeads",
+    "CascadeROIHeads": "PISACascadeROIHeads",
+}
+# Samplers of the positives and of the negatives.
+STRATEGIES = {
+    "random": ("RandomSampler", "RandomSampler"),
+    "IoU-balanced": ("InstanceBalancedSampler", "IoUBalancedSampler"),
+    "hard": ("HardSampler", "HardSampler"),
+    "prime": ("IoUHLRSampler", "ScoreHLRSampler"),
+}
+OVERLAP = 0.05  # IoU above which a negative is more than background
+
+
+def setup(config_file: str, options: list[str]) -> CfgNode:
+    """The config, with the heads of this package for those of Detectron2."""
+    cfg = get_cfg()
+    pisa_d2.add_pisa_config(cfg)
+    cfg.merge_from_file(config_file)
+    cfg.merge_from_list(options)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_HEADS.NAME = PISA_HEADS.get(cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NAME)
+    return cfg
+
+
+def with_samplers(cfg: CfgNode, positive: str, negative: str) -> CfgNode:
+    """A copy of the config that names these samplers."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_HEADS.POSITIVE_SAMPLER.NAME = positive
+    cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.NAME = negative
+    return cfg
+
+
+def labelled_test_images(cfg: CfgNode) -> DatasetMapper:
+    """Makes model inputs of records: images of test size, with their objects."""
+    resize = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    return DatasetMapper(cfg, is_train=True, augmentations=[resize])
+
+
+def rgb_image(inputs: dict, cfg: CfgNode) -> np.ndarray:
+    """uint8 (H, W, 3), the image of the model's inputs."""
+    image = inputs["image"].permute(1, 2, 0).numpy()
+    return image[:, :, ::-1] if cfg.INPUT.FORMAT == "BGR" else image
