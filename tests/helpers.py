@@ -4,7 +4,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -110,6 +110,15 @@ def sampled_by(positive: str, negative: str) -> list[object]:
     """Overrides that name the samplers."""
     names = {"POSITIVE_SAMPLER": positive, "NEGATIVE_SAMPLER": negative}
     return [x for kind, name in names.items() for x in (f"MODEL.ROI_HEADS.{kind}.NAME", name)]
+
+
+def flatten(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The keys of a config with their nodes' names, and their values."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def switch(isr_p: bool, isr_n: bool, carl: bool) -> list[object]:

@@ -8,7 +8,17 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from helpers import CONFIGS, METHODS, PLAIN, ROOT, load_cfg, methods_of, sampled_by, switch
+from helpers import (
+    CONFIGS,
+    METHODS,
+    PLAIN,
+    ROOT,
+    flatten,
+    load_cfg,
+    methods_of,
+    sampled_by,
+    switch,
+)
 
 from pisa_d2 import add_pisa_config
 from pisa_d2.config import (
@@ -41,14 +51,6 @@ def new_cfg(*opts):
     add_pisa_config(cfg)
     cfg.merge_from_list(list(opts))
     return cfg
-
-
-def flatten(node, prefix=""):
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def test_defaults_are_the_published_settings():

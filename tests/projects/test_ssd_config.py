@@ -2,17 +2,10 @@ import pytest
 import ssd
 import torch
 from detectron2.modeling import build_model
+from helpers import flatten
 from ssd_models import CONFIGS, PISA, PLAIN, load, small
 
 NAMES = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.glob("*/*.yaml"))
-
-
-def flatten(node, prefix=""):
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 @pytest.mark.parametrize("name", NAMES)
