@@ -17,11 +17,12 @@ from torch import Tensor
 # about it have. On a GPU the iteration cannot be stopped early without a copy to the host, hence
 # this bound on the length of such a chain; NMS of real proposals has chains of about ten.
 _MAX_CHAIN_ON_GPU = 32
-# Pairs of boxes that are compared at a time, if at least 32 boxes with all. On the CPU what stays in
+# Pairs of boxes that are compared at a time, if at least a few boxes with all. On the CPU what stays in
 # the cache is several times faster than all at once (512 boxes: 2 ms, in one part 8 ms); a GPU is
 # kept busy by more: two images of 2,800 boxes, in half a GB.
 _MAX_PAIRS = 2**17
 _MAX_PAIRS_ON_GPU = 2**24
+_FEWEST_BOXES = 32
 
 
 def descending_order(values: Tensor) -> Tensor:
@@ -223,7 +224,8 @@ def nms_groups(
     kept = torch.zeros_like(order, dtype=torch.float32)
     heads = torch.empty_like(order)
     max_chain = _MAX_CHAIN_ON_GPU if boxes.is_cuda else None
-    step = max(32, (_MAX_PAIRS_ON_GPU if boxes.is_cuda else _MAX_PAIRS) // scores.numel())
+    max_pairs = _MAX_PAIRS_ON_GPU if boxes.is_cuda else _MAX_PAIRS
+    step = max(_FEWEST_BOXES, max_pairs // scores.numel())
     for start in range(0, size, step):
         end = min(start + step, size)
         # [i, j]: box i, of this part or before, comes before box j of this part and overlaps it.
