@@ -17,9 +17,9 @@ from torch import Tensor
 # about it have. On a GPU the iteration cannot be stopped early without a copy to the host, hence
 # this bound on the length of such a chain; NMS of real proposals has chains of about ten.
 _MAX_CHAIN_ON_GPU = 32
-# Pairs of boxes that are compared at a time, if at least a few boxes with all. On the CPU what stays
-# in the cache is several times faster than all at once (512 boxes: 2 ms, in one part 8 ms); a GPU
-# is kept busy by more: two images of 2,800 boxes, in half a GB.
+# Pairs of boxes that are compared at a time, if at least a few boxes with all. On the CPU what
+# stays in the cache is several times faster than all at once (512 boxes: 2 ms, in one part 8 ms);
+# a GPU is kept busy by more: two images of 2,800 boxes, in half a GB.
 _MAX_PAIRS = 2**17
 _MAX_PAIRS_ON_GPU = 2**24
 _FEWEST_BOXES = 32
