@@ -87,7 +87,7 @@ def build(cfg: CfgNode, options: list) -> nn.Module:
     torch.manual_seed(0)
     model = build_model(cfg).train()
     if hasattr(model, "roi_heads"):
-        # As in the midst of training some proposals are taken for objects: Score-HLR ranks these.
+        # All proposals are taken for objects: the most that Score-HLR can have to rank.
         nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.3)
     return model
 
