@@ -89,6 +89,8 @@ def build(cfg: CfgNode, options: list) -> nn.Module:
     if hasattr(model, "roi_heads"):
         # All proposals are taken for objects: the most that Score-HLR can have to rank.
         nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.3)
+        # Proposals are anchors then: those of an untrained R50 are boxes without area.
+        nn.init.zeros_(model.proposal_generator.rpn_head.anchor_deltas.weight)
     return model
 
 
