@@ -76,7 +76,7 @@ def setup(config_file: str, options: list, device: str) -> CfgNode:
     cfg = get_cfg()
     pisa_d2.add_pisa_config(cfg)
     cfg.merge_from_file(config_file)
-    # NMS leaves an untrained RPN a handful of proposals. Without it there are as many as asked for.
+    # NMS would leave a handful of proposals; without it there are as many as asked for.
     cfg.merge_from_list(["MODEL.DEVICE", device, "MODEL.RPN.NMS_THRESH", 1.0, *options])
     return cfg
 
