@@ -35,10 +35,17 @@ class Model(NamedTuple):
     config: Path
     images: int
     size: tuple[int, int]
-    samples: int
+    samples: int  # of an image, for the losses of the box predictor
+
+    @property
+    def size_name(self) -> str:
+        return f"{self.name}, {self.images} x {self.size[0]} x {self.size[1]}"
 
 
-ON_CPU = [Model("R18-FPN", DIGITS, 4, (240, 320), 128)]
+ON_CPU = [
+    Model("Faster R-CNN R18-FPN", DIGITS, 4, (240, 320), 128),
+    Model("RetinaNet R18-FPN", CONFIGS / "BCCD/pisa_retinanet_R_18_FPN.yaml", 4, (240, 320), 128),
+]
 FASTER_RCNN = CONFIGS / "COCO-Detection/pisa_faster_rcnn_R_50_FPN_1x.yaml"
 RETINANET = CONFIGS / "COCO-Detection/pisa_retinanet_R_50_FPN_1x.yaml"
 FULL_SIZE = [
@@ -68,9 +75,8 @@ def measure_parts(device: str, rounds: int) -> tuple[list[Row], list[Part]]:
 def measure_losses(model: Model, classes: int, device: str, rounds: int) -> list[Row]:
     shape = Shape(model.images, model.samples, 10, classes)
     timings = benchmark_losses.run(shape, rounds, device)
-    size = f"{shape.images} x {shape.samples} samples, {classes} classes"
     return [
-        Row("losses", name, size, timing.median, "Detectron2", timing.ratio)
+        Row("losses", name, model.size_name, timing.median, "Detectron2", timing.ratio)
         for name, timing in timings.items()
     ]
 
@@ -81,13 +87,12 @@ def measure_steps(
     cfg = benchmark_steps.setup(str(model.config), [], device)
     batch = benchmark_steps.make_batch(classes, model.images, model.size, objects=10)
     steps, parts = benchmark_steps.run(cfg, batch, rounds, device)
-    size = f"{model.name}, {model.images} x {model.size[0]} x {model.size[1]}"
-    base = benchmark_steps.BASE
     rows = [
         Row(
-            "steps", s.name, size, s.timing.median, base, s.timing.ratio, s.peak, s.synchronisations
+            *("steps", step.name, model.size_name, step.timing.median, benchmark_steps.BASE),
+            *(step.timing.ratio, step.peak, step.synchronisations),
         )
-        for s in steps
+        for step in steps
     ]
     return rows, parts
 
@@ -154,7 +159,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
 
     on_gpu = args.device == "cuda"
-    models = ON_CPU * (not on_gpu) + FULL_SIZE[: 4 if on_gpu else 1] * (on_gpu or args.full_size)
+    models = FULL_SIZE if on_gpu else [*ON_CPU, *FULL_SIZE[: int(args.full_size)]]
     print("Parts ...", file=sys.stderr)
     rows, measured_parts = measure_parts(args.device, args.rounds)
     parts: dict[str, Any] = {}
@@ -167,7 +172,7 @@ def main() -> None:
             rows += measure_losses(model, node.NUM_CLASSES, args.device, args.rounds)
         of_model, of_sampling = measure_steps(model, node.NUM_CLASSES, args.device, args.rounds)
         rows += of_model
-        parts[of_model[0].size] = of_sampling
+        parts[model.size_name] = of_sampling
     print("Data ...", file=sys.stderr)
     speeds = measure_data(args.device)
 

@@ -7,22 +7,27 @@ import time
 from itertools import islice
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
+
+from pisa_d2.engine import build_train_loader
 
 
 def loading(cfg: CfgNode, num_workers: int, num_images: int) -> float:
     """Images a second out of the training loader, decoded, augmented and batched."""
     cfg = cfg.clone()
     cfg.DATALOADER.NUM_WORKERS = num_workers
-    batches = iter(build_detection_train_loader(cfg))
+    loader = build_train_loader(cfg)
+    batches = iter(loader)
     next(batches)  # workers start
     num_batches = max(1, num_images // cfg.SOLVER.IMS_PER_BATCH)
     start = time.perf_counter()
     for _ in islice(batches, num_batches):
         pass
-    return num_batches * cfg.SOLVER.IMS_PER_BATCH / (time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    loader.close()
+    return num_batches * cfg.SOLVER.IMS_PER_BATCH / seconds
 
 
 def evaluating(cfg: CfgNode) -> tuple[float, float]:

@@ -53,11 +53,8 @@ class LoopedPISA(PISAFastRCNNOutputLayers):
         objects = torch.cat([p.get(OBJECT_FIELD) for p in proposals])
         positives = (gt_classes < self.num_classes).nonzero()[:, 0]
         boxes = self._boxes(deltas, proposals, positives, gt_classes[positives])
-        ious = {
-            i: box_iou(box[None], gt_boxes[i : i + 1]).item()
-            for i, box in zip(positives.tolist(), boxes, strict=True)
-        }
-        ious = torch.tensor([ious[i] for i in positives.tolist()])
+        pairs = zip(boxes, gt_boxes[positives], strict=True)
+        ious = torch.cat([box_iou(box[None], gt_box[None])[0] for box, gt_box in pairs])
         classes, kept = gt_classes[positives], cls_losses[positives]
         ranks = loops.hierarchical_local_rank(ious, objects[positives], classes)
         weights[positives] = loops.importance_weights(

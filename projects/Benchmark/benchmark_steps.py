@@ -7,8 +7,7 @@ predictions by its parts.
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -160,7 +159,7 @@ def measure_parts(model: nn.Module, step: Callable[[], None], device: str) -> di
     """Seconds of each part of sampling in one step."""
     seconds: dict[str, float] = defaultdict(float)
     heads, predict_all = model.roi_heads, roi_heads.predict_all
-    sampler = heads.negative_sampler
+    sampler, predictor = type(heads.negative_sampler), heads.box_predictor
 
     def timed(name: str, function: Callable) -> Callable:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -172,31 +171,20 @@ def measure_parts(model: nn.Module, step: Callable[[], None], device: str) -> di
 
         return call
 
-    @contextmanager
-    def watched(pooling: str, head: str) -> Iterator[None]:
-        with (
-            patch.object(heads.box_pooler, "forward", timed(pooling, heads.box_pooler.forward)),
-            patch.object(heads.box_head, "forward", timed(head, heads.box_head.forward)),
-        ):
-            yield
+    def watch(name: str, owner: Any, attribute: str) -> Any:
+        return patch.object(owner, attribute, timed(name, getattr(owner, attribute)))
 
     def watched_predict_all(*args: Any) -> Any:
-        with watched("pooling of all proposals", "box head of all proposals"):
+        with (  # the chosen ones go through both too
+            watch("pooling of all proposals", heads.box_pooler, "forward"),
+            watch("box head of all proposals", heads.box_head, "forward"),
+        ):
             return predict_all(*args)
 
-    class WatchedSampler(type(sampler)):
-        def __init__(self) -> None:
-            vars(self).update(vars(sampler))
-
-        __call__ = staticmethod(timed("choosing of negatives", sampler))
-
-    own = heads.box_predictor.predict_candidates
     with (
         patch.object(roi_heads, "predict_all", watched_predict_all),
-        patch.object(
-            heads.box_predictor, "predict_candidates", timed("losses, scores and boxes", own)
-        ),
-        patch.object(heads, "negative_sampler", WatchedSampler()),
+        watch("losses, scores and boxes", predictor, "predict_candidates"),
+        watch("choosing of negatives", sampler, "__call__"),
     ):
         step()
     return dict(seconds)
@@ -213,12 +201,17 @@ def markdown(steps: list[Step], parts: dict[str, dict[str, float]]) -> str:
             f"| {peak / 1e6:.0f} | {'' if waits is None else waits} |"
         )
     if parts:
-        lines += ["", f"| part of a step, ms | {' | '.join(parts)} |"]
-        lines.append("|---|" + "---|" * len(parts))
-        for part in dict.fromkeys(part for of in parts.values() for part in of):
-            cells = (f"{1e3 * of.get(part, 0):.0f}" for of in parts.values())
-            lines.append(f"| {part} | {' | '.join(cells)} |")
+        lines += ["", *parts_table(parts)]
     return "\n".join(lines)
+
+
+def parts_table(parts: dict[str, dict[str, float]]) -> list[str]:
+    """Lines of markdown, from seconds of each part of sampling, by sampler."""
+    lines = [f"| part of a step, ms | {' | '.join(parts)} |", "|---|" + "---|" * len(parts)]
+    for part in dict.fromkeys(part for of in parts.values() for part in of):
+        cells = (f"{1e3 * of.get(part, 0):.0f}" for of in parts.values())
+        lines.append(f"| {part} | {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> None:

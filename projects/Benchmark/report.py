@@ -25,19 +25,13 @@ class Row(NamedTuple):
 
 def share_of_step(rows: list[Row]) -> dict[str, float]:
     """Time of PISA's losses beyond Detectron2's, by that of a whole step, for each model."""
-    losses = [row for row in rows if row.section == "losses"]
-    models = list(dict.fromkeys(row.size for row in rows if row.section == "steps"))
-    two_stage = [
-        size
-        for size in models
-        if any(row.size == size and row.what in benchmark_steps.SAMPLERS for row in rows)
-    ]
-    shares = {}
-    for size, of_size in zip(two_stage, dict.fromkeys(row.size for row in losses), strict=True):
-        seconds = {row.what: row.seconds for row in losses if row.size == of_size}
-        step = next(r.seconds for r in rows if r.size == size and r.what == benchmark_steps.BASE)
-        shares[size] = (seconds["PISA"] - seconds["Detectron2"]) / step
-    return shares
+    seconds = {(row.section, row.size, row.what): row.seconds for row in rows}
+    return {
+        size: (pisa - seconds["losses", size, "Detectron2"])
+        / seconds["steps", size, benchmark_steps.BASE]
+        for (section, size, what), pisa in seconds.items()
+        if (section, what) == ("losses", "PISA")
+    }
 
 
 def write_csv(rows: list[Row], path: Path) -> None:
@@ -67,12 +61,7 @@ def markdown(
         lines.append("")
     for size, of_model in parts.items():
         if of_model:
-            lines += [f"Parts of a step, {size}:", "", f"| ms | {' | '.join(of_model)} |"]
-            lines.append("|---|" + "---|" * len(of_model))
-            for part in dict.fromkeys(part for of in of_model.values() for part in of):
-                cells = (f"{1e3 * of.get(part, 0):.0f}" for of in of_model.values())
-                lines.append(f"| {part} | {' | '.join(cells)} |")
-            lines.append("")
+            lines += [f"{size}:", "", *benchmark_steps.parts_table(of_model), ""]
     for size, share in share_of_step(rows).items():
         lines.append(f"PISA's losses beyond Detectron2's: {share:.2%} of a step ({size}).")
     lines += ["", "### Data", "", "| what | images a second |", "|---|---|"]

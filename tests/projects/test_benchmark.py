@@ -53,8 +53,8 @@ def test_ratios_beyond_their_bounds_are_named():
         return [
             row("parts", "HLR, ours", sizes[3], hlr),
             row("parts", "ISR-P, loops", sizes[0], loops),
-            row("losses", "Detectron2", "losses", 1, 0.1),
-            row("losses", "PISA", "losses", 2, 0.1 + share),
+            row("losses", "Detectron2", "model", 1, 0.1),
+            row("losses", "PISA", "model", 2, 0.1 + share),
             row("steps", "Detectron2", "model", 1, waits=7),
             row("steps", steps.BASE, "model", 1, waits=7),
             row("steps", "PISA", "model", 1, waits=7 + waits),
