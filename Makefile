@@ -67,5 +67,5 @@ clean: ## remove caches and build products (keeps .venv, datasets and output)
 		--config-settings=--global-option=build_py --config-settings=--build-option=--skip-build \
 		pb1-detectron2==0.6
 	@echo "Installing pisa_d2, what it needs and its tools"
-	@$(PIP) --no-build-isolation --no-warn-conflicts --editable '.[detectron2-deps,digits,dev]'
+	@$(PIP) --no-build-isolation --no-warn-conflicts --editable '.[detectron2-deps,digits,projects,dev]'
 	@touch $@

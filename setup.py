@@ -38,6 +38,7 @@ setup(
     extras_require={
         "detectron2-deps": DETECTRON2_DEPS,
         "digits": ["scikit-learn"],
+        "projects": ["matplotlib", "scipy"],
         # Pinned, so that everybody's `make lint` says the same; the newest that run on Python 3.10.
         "dev": ["hypothesis==6.168.5", "mypy==2.4.1", "pytest==9.2.0", "ruff==0.17.6"],
     },

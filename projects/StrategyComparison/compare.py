@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Train every strategy of a grid with every seed, and tabulate the COCO AP of the test images.
+Train every strategy of a grid on every data set with every seed, and compare their COCO AP.
 
 A run that is done is kept, and one that was interrupted goes on from its last checkpoint when the
 same command is given again.
@@ -8,64 +8,129 @@ same command is given again.
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from comparison import METRICS, Grid, Result, markdown, plot
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 @dataclass(frozen=True)
 class Run:
+    dataset: str
     strategy: str
     seed: int
+    script: str
     config: str
-    options: dict[str, Any]
+    options: dict[str, Any] = field(hash=False)
     folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.strategy} on {self.dataset}, seed {self.seed}"
+
+    @property
+    def settings(self) -> str:
+        """A digest: what was made with other settings is not the result of this run."""
+        words = json.dumps([self.script, self.config, self.options], sort_keys=True)
+        return hashlib.sha256(words.encode()).hexdigest()[:8]
 
     def command(self) -> list[str]:
         options = {"SEED": self.seed, "OUTPUT_DIR": self.folder, **self.options}
         return [
-            *(sys.executable, str(ROOT / "train_net.py"), "--resume"),
+            *(sys.executable, str(ROOT / self.script), "--resume"),
             *("--config-file", str(ROOT / self.config)),
             *(str(word) for pair in options.items() for word in pair),
         ]
 
 
-def read_grid(path: Path, output: Path) -> Iterator[Run]:
-    """The runs of a grid, seed by seed, so that what is done first can be compared."""
-    grid = yaml.safe_load(path.read_text())
-    for seed in grid["seeds"]:
-        for strategy, settings in grid["strategies"].items():
-            folder = output / re.sub(r"\W+", "_", strategy) / f"seed{seed}"
-            options = settings.get("options", {})
-            yield Run(strategy, seed, settings["config"], options, folder)
+def runs_of(grid: dict[str, Any], output: Path) -> Iterator[Run]:
+    """Seed by seed, so that what is done first can be compared."""
+    strategies = grid["strategies"]
+    seeds = {name: of.get("seeds", grid["seeds"]) for name, of in strategies.items()}
+    for seed in sorted({seed for of_strategy in seeds.values() for seed in of_strategy}):
+        for dataset, options in grid["datasets"].items():
+            for name, strategy in strategies.items():
+                if seed not in seeds[name] or dataset not in strategy.get(
+                    "datasets", grid["datasets"]
+                ):
+                    continue
+                folder = re.sub(r"\W+", "_", name).strip("_")
+                yield Run(
+                    dataset=dataset,
+                    strategy=name,
+                    seed=seed,
+                    script=strategy.get("script", "train_net.py"),
+                    config=strategy["config"].format(dataset=dataset),
+                    options={**(options or {}), **strategy.get("options", {})},
+                    folder=output / dataset / folder / f"seed{seed}",
+                )
 
 
-def read_result(run: Run) -> dict[str, Any] | None:
+def read_result(run: Run) -> Result | None:
     """The last evaluation of a run; None if it is not done."""
     path = run.folder / "metrics.json"
     lines = [json.loads(line) for line in path.open()] if path.is_file() else []
-    evaluations = [line for line in lines if "bbox/AP" in line]
-    if not evaluations:
+    # Evaluations during the training are not the result.
+    if not lines or "bbox/AP" not in lines[-1] or not (run.folder / "model_final.pth").is_file():
         return None
-    return {
-        "strategy": run.strategy,
-        "seed": run.seed,
-        **{metric: round(evaluations[-1][f"bbox/{metric}"], 3) for metric in METRICS},
-    }
+    of_step = statistics.median(line["time"] for line in lines if "time" in line)
+    return Result(
+        *(run.dataset, run.strategy, run.seed),
+        *(round(lines[-1][f"bbox/{metric}"], 3) for metric in METRICS),
+        # A median, which neither an interruption nor what else the machine did can change much.
+        seconds=round(of_step * lines[-1]["iteration"], 1),
+        settings=run.settings,
+    )
+
+
+def read_results(path: Path, runs: Iterable[Run]) -> dict[Run, Result]:
+    """
+    The rows of a CSV file that belong to ``runs``.
+
+    Raises:
+        ValueError: a row was made with other settings than the grid has now.
+    """
+    if not path.is_file():
+        return {}
+    by_name = {(run.dataset, run.strategy, run.seed): run for run in runs}
+    results = {}
+    for row in csv.DictReader(path.open()):
+        result = Result.from_row(row)
+        run = by_name.get((result.dataset, result.strategy, result.seed))
+        if run is None:
+            continue
+        if run.settings != result.settings:
+            raise ValueError(
+                f"'{path}' has a row of {run.name} that was made with other settings than the grid "
+                f"has now. Remove the row, and the folder '{run.folder}', to train anew."
+            )
+        results[run] = result
+    return results
+
+
+def write_results(path: Path, results: Iterable[Result]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    with scratch.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Result._fields)
+        writer.writerows(results)
+    scratch.replace(path)
 
 
 def train(run: Run, threads: int) -> None:
@@ -82,55 +147,75 @@ def train(run: Run, threads: int) -> None:
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
-    if result.returncode != 0:
-        raise RuntimeError(f"{run.strategy}, seed {run.seed}, failed: see the end of '{path}'.")
+    if result.returncode != 0 or read_result(run) is None:
+        raise RuntimeError(f"{run.name}, failed: see the end of '{path}'.")
 
 
-def markdown_table(results: list[dict[str, Any]]) -> str:
-    """Mean and standard deviation over seeds, a row a strategy."""
-    lines = [
-        f"| strategy | seeds | {' | '.join(METRICS)} |",
-        "|---|---|" + "---|" * len(METRICS),
-    ]
-    for strategy in dict.fromkeys(result["strategy"] for result in results):
-        rows = [result for result in results if result["strategy"] == strategy]
-        cells = []
-        for metric in METRICS:
-            values = [row[metric] for row in rows]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}")
-        lines.append(f"| {strategy} | {len(rows)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def train_all(runs: list[Run], results: dict[Run, Result], path: Path, jobs: int) -> list[str]:
+    """
+    Train what has no result yet, and add each result to ``results`` and the file as it comes.
+
+    Returns:
+        What failed, a line each: the other runs go on.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    lock = threading.Lock()
+    failures = []
+    progress = tqdm(desc="runs", initial=len(results), total=len(runs))
+
+    def work(run: Run) -> None:
+        try:
+            train(run, threads)
+            with lock:
+                results[run] = result = read_result(run)
+                write_results(path, (results[run] for run in runs if run in results))
+                progress.write(f"{run.name}: {result.AP:.1f} AP", file=sys.stderr)
+        except RuntimeError as error:
+            failures.append(str(error))
+            progress.write(str(error), file=sys.stderr)
+        progress.update()
+
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for _ in pool.map(work, [run for run in runs if run not in results]):
+            pass
+    finally:  # Ctrl-C starts no other
+        pool.shutdown(cancel_futures=True)
+        progress.close()
+    return failures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
-    parser.add_argument("grid", type=Path, help="yaml file with seeds and strategies")
+    parser.add_argument("grid", type=Path, help="yaml file with data sets, seeds and strategies")
     parser.add_argument("--output", type=Path, help="folder of the runs (output/<grid's name>)")
-    parser.add_argument("--results", type=Path, help="CSV file to write (<output>/results.csv)")
+    parser.add_argument(
+        "--results", type=Path, help="CSV file to go on with and write (<output>/results.csv)"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
+    parser.add_argument("--no-training", action="store_true", help="report what is done already")
     args = parser.parse_args()
+    grid = yaml.safe_load(args.grid.read_text())
     output = args.output or Path("output") / args.grid.stem
-    runs = list(read_grid(args.grid, output))
-
-    missing = [run for run in runs if read_result(run) is None]
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    pool = ThreadPoolExecutor(args.jobs)
-    try:
-        done = pool.map(lambda run: train(run, threads), missing)
-        for _ in tqdm(done, desc="runs", initial=len(runs) - len(missing), total=len(runs)):
-            pass
-    finally:  # a failed run, or Ctrl-C, starts no other
-        pool.shutdown(cancel_futures=True)
-
-    results = [result for run in runs if (result := read_result(run))]
     path = args.results or output / "results.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(results[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(results)
-    print(markdown_table(results))
-    print(path)
+    runs = list(runs_of(grid, output))
+
+    results = read_results(path, runs)
+    results.update({run: done for run in runs if run not in results and (done := read_result(run))})
+    failures = [] if args.no_training else train_all(runs, results, path, args.jobs)
+    if not results:
+        sys.exit("\n".join([f"'{path}' has no result of this grid.", *failures]))
+    done = Grid(
+        [results[run] for run in runs if run in results],
+        {name: of.get("against", grid["baseline"]) for name, of in grid["strategies"].items()},
+    )
+    text = markdown(done)
+    path.with_suffix(".md").write_text(text)
+    plot(done, path.with_suffix(".png"))
+    print(text)
+    print(path, path.with_suffix(".md"), path.with_suffix(".png"), sep="\n")
+    if failures:
+        sys.exit("\n".join(failures))
 
 
 if __name__ == "__main__":

@@ -1,75 +1,197 @@
+import csv
 import json
+import math
 import sys
 
 import pytest
+import yaml
 from helpers import ROOT, load_script
 
 compare = load_script("projects/StrategyComparison/compare.py")
+comparison = sys.modules["comparison"]
 
 GRID = """
 seeds: [4, 7]
+datasets:
+  A: {MODEL.X: 1, MODEL.Y: 5}
+  B:
+baseline: plain
 strategies:
-  plain: {config: configs/a.yaml}
-  "twice, x 2": {config: configs/a.yaml, options: {MODEL.X: 2.0}}
+  plain: {config: "configs/{dataset}/a.yaml"}
+  "twice, x 2": {config: "configs/{dataset}/a.yaml", options: {MODEL.X: 2}, seeds: [4, 7, 9]}
+  other: {config: b.yaml, script: projects/other.py, datasets: [B], seeds: [7], against: other}
 """
 
 
 @pytest.fixture
-def runs(tmp_path):
+def grid(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(GRID)
-    return list(compare.read_grid(path, tmp_path / "out"))
+    return path
 
 
-def write_metrics(run, ap):
-    run.folder.mkdir(parents=True)
-    earlier = dict.fromkeys((f"bbox/{metric}" for metric in compare.METRICS), 1.0)
-    last = {f"bbox/{metric}": ap + i for i, metric in enumerate(compare.METRICS)}
-    lines = [{"iteration": 0, "total_loss": 1.0}, earlier, last]
+@pytest.fixture
+def runs(grid, tmp_path):
+    return list(compare.runs_of(yaml.safe_load(grid.read_text()), tmp_path / "out"))
+
+
+def find(runs, dataset, strategy, seed):
+    return next(r for r in runs if (r.dataset, r.strategy, r.seed) == (dataset, strategy, seed))
+
+
+def finish(run, ap, of_step=0.5):
+    """Leave what a run leaves that is done."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    names = [f"bbox/{metric}" for metric in compare.METRICS]
+    lines = [
+        {"iteration": 19, "time": 9.0},
+        {"iteration": 20, **dict.fromkeys(names, 1.0)},
+        {"iteration": 39, "time": of_step},
+        {"iteration": 59, "time": of_step},
+        {"iteration": 60, **{name: ap + i for i, name in enumerate(names)}},
+    ]
     (run.folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (run.folder / "model_final.pth").touch()
 
 
 def test_a_grid_is_run_seed_by_seed_in_folders_of_their_own(runs):
-    assert [(run.strategy, run.seed) for run in runs] == [
-        ("plain", 4),
-        ("twice, x 2", 4),
-        ("plain", 7),
-        ("twice, x 2", 7),
+    assert [(run.seed, run.dataset, run.strategy) for run in runs] == [
+        (4, "A", "plain"),
+        (4, "A", "twice, x 2"),
+        (4, "B", "plain"),
+        (4, "B", "twice, x 2"),
+        (7, "A", "plain"),
+        (7, "A", "twice, x 2"),
+        (7, "B", "plain"),
+        (7, "B", "twice, x 2"),
+        (7, "B", "other"),
+        (9, "A", "twice, x 2"),
+        (9, "B", "twice, x 2"),
     ]
-    assert len({run.folder for run in runs}) == 4
+    assert len({run.folder for run in runs}) == len(runs)
 
 
-def test_a_command_names_config_seed_folder_and_options(runs):
-    command = runs[1].command()
+def test_a_command_has_the_options_of_the_data_set_and_then_of_the_strategy(runs):
+    run = find(runs, "A", "twice, x 2", 7)
+    command = run.command()
     assert command[:3] == [sys.executable, str(ROOT / "train_net.py"), "--resume"]
     words = dict(zip(command[3::2], command[4::2], strict=True))
     assert words == {
-        "--config-file": str(ROOT / "configs/a.yaml"),
-        "SEED": "4",
-        "OUTPUT_DIR": str(runs[1].folder),
-        "MODEL.X": "2.0",
+        "--config-file": str(ROOT / "configs/A/a.yaml"),
+        "SEED": "7",
+        "OUTPUT_DIR": str(run.folder),
+        "MODEL.X": "2",
+        "MODEL.Y": "5",
     }
+    assert str(ROOT / "projects/other.py") in find(runs, "B", "other", 7).command()
 
 
-def test_a_run_is_done_once_it_was_evaluated(runs):
+def test_a_run_is_done_once_it_was_evaluated_at_its_end(runs):
     assert compare.read_result(runs[0]) is None
-    write_metrics(runs[0], ap=40.0)
-    assert compare.read_result(runs[0]) == {
-        **{"strategy": "plain", "seed": 4},
-        **{"AP": 40.0, "AP50": 41.0, "AP75": 42.0, "APs": 43.0, "APm": 44.0, "APl": 45.0},
-    }
+    finish(runs[0], ap=40.0)
+    result = compare.read_result(runs[0])
+    assert result[:9] == ("A", "plain", 4, 40.0, 41.0, 42.0, 43.0, 44.0, 45.0)
+    assert result.seconds == 30.0  # 60 steps of the median time
+    (runs[0].folder / "model_final.pth").unlink()
+    assert compare.read_result(runs[0]) is None
 
 
-def test_the_table_has_mean_and_standard_deviation_over_seeds(runs):
-    for run, ap in zip(runs, (40.0, 50.0, 42.0, 50.0), strict=True):
-        write_metrics(run, ap)
-    table = compare.markdown_table([compare.read_result(run) for run in runs]).splitlines()
-    assert table[0] == "| strategy | seeds | AP | AP50 | AP75 | APs | APm | APl |"
-    assert table[2].startswith("| plain | 2 | 41.0 ± 1.4 | 42.0 ± 1.4 |")
-    assert table[3].startswith("| twice, x 2 | 2 | 50.0 ± 0.0 |")
+def test_results_are_read_back_and_refused_under_other_settings(runs, grid, tmp_path):
+    finish(runs[0], ap=40.0)
+    path = tmp_path / "kept" / "results.csv"
+    compare.write_results(path, [compare.read_result(runs[0])])
+    assert compare.read_results(path, runs) == {runs[0]: compare.read_result(runs[0])}
+    assert compare.read_results(path, runs[1:]) == {}
+
+    changed = yaml.safe_load(GRID.replace("MODEL.Y: 5", "MODEL.Y: 6"))
+    with pytest.raises(ValueError, match="plain on A, seed 4 .* other settings"):
+        compare.read_results(path, compare.runs_of(changed, tmp_path))
 
 
-def test_a_failed_run_names_its_log(runs):
-    with pytest.raises(RuntimeError, match=r"plain, seed 4, failed.*seed4.train\.log"):
+def run_main(monkeypatch, grid, *words):
+    monkeypatch.setattr("sys.argv", ["compare.py", str(grid), *map(str, words)])
+    compare.main()
+
+
+def test_one_command_goes_on_with_a_grid_and_writes_table_and_picture(
+    runs, grid, tmp_path, monkeypatch, capsys
+):
+    trained = []
+
+    def train(run, threads):
+        trained.append(run)
+        finish(run, ap=40.0 + run.seed * (run.strategy != "plain"))
+
+    monkeypatch.setattr(compare, "train", train)
+    finish(runs[3], ap=50.0)
+    path = tmp_path / "results.csv"
+    compare.write_results(path, [comparison.Result("A", "plain", 4, *[30.0] * 7, runs[0].settings)])
+    run_main(monkeypatch, grid, "--output", tmp_path / "out", "--results", path, "--jobs", "3")
+    assert {*trained, runs[0], runs[3]} == set(runs)
+    assert len(trained) == len(runs) - 2
+    rows = list(csv.DictReader(path.open()))
+    assert [(r["dataset"], r["strategy"], int(r["seed"])) for r in rows] == [
+        (run.dataset, run.strategy, run.seed) for run in runs
+    ]
+    assert rows[0]["AP"] == "30.0"
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert path.with_suffix(".md").read_text() in capsys.readouterr().out
+    trained.clear()
+    run_main(monkeypatch, grid, "--output", tmp_path / "out", "--results", path)
+    assert trained == []
+
+
+def test_a_failed_run_names_its_log_and_the_others_go_on(runs, grid, tmp_path, monkeypatch):
+    with pytest.raises(RuntimeError, match=r"plain on A, seed 4, failed.*seed4.train\.log"):
         compare.train(runs[0], threads=1)
-    assert "configs/a.yaml" in (runs[0].folder / "train.log").read_text()
+    assert "configs/A/a.yaml" in (runs[0].folder / "train.log").read_text()
+
+    def train(run, threads):
+        if run == runs[0]:
+            raise RuntimeError("the first failed")
+        finish(run, ap=40.0)
+
+    monkeypatch.setattr(compare, "train", train)
+    with pytest.raises(SystemExit, match="the first failed"):
+        run_main(monkeypatch, grid, "--output", tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
+    assert len(rows) == len(runs) - 1
+
+
+def test_what_is_done_is_reported_without_training(runs, grid, tmp_path, monkeypatch, capsys):
+    words = ("--output", tmp_path / "out", "--no-training")
+    with pytest.raises(SystemExit, match="no result"):
+        run_main(monkeypatch, grid, *words)
+    finish(runs[0], ap=40.0)
+    run_main(monkeypatch, grid, *words)
+    assert "| plain |  | 1 | 40.0 | 41.0 |" in capsys.readouterr().out
+
+
+def test_intervals_are_those_of_students_t():
+    # 12.706 = t(0.975, 1); 4.303 = t(0.975, 2), from a table.
+    assert comparison.interval([40.0, 42.0]) == pytest.approx((41.0, 12.706 * 1.0), rel=1e-3)
+    values = [1.0, 2.0, 6.0]
+    half = 4.303 * math.sqrt(7.0) / math.sqrt(3)
+    assert comparison.interval(values) == pytest.approx((3.0, half), rel=1e-3)
+    assert comparison.interval([5.0]) == (5.0, math.inf)
+
+
+def test_differences_are_paired_by_seed_and_time_is_a_ratio():
+    def result(strategy, seed, ap, seconds):
+        return comparison.Result("A", strategy, seed, *[ap] * 6, seconds, "")
+
+    grid = comparison.Grid(
+        [
+            result("plain", 1, 50.0, 10.0),
+            result("plain", 2, 40.0, 20.0),
+            result("other", 2, 43.0, 30.0),
+            result("other", 1, 51.0, 11.0),
+            result("other", 3, 90.0, 1.0),  # has no partner
+        ],
+        {"plain": "plain", "other": "plain"},
+    )
+    assert sorted(grid.differences("A", "other", "AP")) == [1.0, 3.0]
+    cells = comparison.markdown(grid).splitlines()[5].split(" | ")
+    assert cells[:3] == ["| other", "plain", "3"]
+    assert cells[9] == "+2.0 ± 12.7"
+    assert cells[-1] == "1.30 |"
