@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from comparison import METRICS, Grid, Result, markdown, plot
+from comparison import METRICS, Grid, Pair, Result, markdown, plot
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,6 +79,15 @@ def runs_of(grid: dict[str, Any], output: Path) -> Iterator[Run]:
                     options={**(options or {}), **strategy.get("options", {})},
                     folder=output / dataset / folder / f"seed{seed}",
                 )
+
+
+def pairs_of(grid: dict[str, Any]) -> list[Pair]:
+    return [
+        Pair(name, baseline)
+        for name, strategy in grid["strategies"].items()
+        for baseline in strategy.get("against", [grid["baseline"]])
+        if name != baseline
+    ]
 
 
 def read_result(run: Run) -> Result | None:
@@ -205,10 +214,7 @@ def main() -> None:
     failures = [] if args.no_training else train_all(runs, results, path, args.jobs)
     if not results:
         sys.exit("\n".join([f"'{path}' has no result of this grid.", *failures]))
-    done = Grid(
-        [results[run] for run in runs if run in results],
-        {name: of.get("against", grid["baseline"]) for name, of in grid["strategies"].items()},
-    )
+    done = Grid([results[run] for run in runs if run in results], pairs_of(grid))
     text = markdown(done)
     path.with_suffix(".md").write_text(text)
     plot(done, path.with_suffix(".png"))

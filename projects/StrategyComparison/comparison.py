@@ -11,8 +11,6 @@ from matplotlib.figure import Figure
 from scipy.stats import t as students_t
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-# Those whose difference to the baseline is in the table; the picture has all.
-COMPARED = METRICS[:3]
 
 
 class Result(NamedTuple):
@@ -56,101 +54,98 @@ def interval(values: Sequence[float]) -> Interval:
     )
 
 
-class Grid(NamedTuple):
-    """``against``: for each strategy, the one that it is compared with."""
+class Pair(NamedTuple):
+    """A strategy and what it is compared with."""
 
+    strategy: str
+    baseline: str
+
+
+class Grid(NamedTuple):
     results: list[Result]
-    against: dict[str, str]
+    pairs: list[Pair]
 
     def datasets(self) -> list[str]:
         return list(dict.fromkeys(result.dataset for result in self.results))
 
-    def rows(self, dataset: str) -> dict[str, list[Result]]:
-        """The runs on a data set, by strategy, in the sequence of the grid."""
-        rows = {
-            name: [r for r in self.results if (r.dataset, r.strategy) == (dataset, name)]
-            for name in self.against
+    def runs(self, dataset: str) -> dict[str, dict[int, Result]]:
+        """The runs on a data set, by strategy and seed."""
+        runs: dict[str, dict[int, Result]] = {}
+        for result in self.results:
+            if result.dataset == dataset:
+                runs.setdefault(result.strategy, {})[result.seed] = result
+        return runs
+
+    def compared(self, dataset: str) -> dict[Pair, list[tuple[Result, Result]]]:
+        """The runs of each strategy beside those of its baseline with the same seed."""
+        runs = self.runs(dataset)
+        compared = {
+            pair: [
+                (run, runs[pair.baseline][seed])
+                for seed, run in runs.get(pair.strategy, {}).items()
+                if seed in runs.get(pair.baseline, {})
+            ]
+            for pair in self.pairs
         }
-        return {name: runs for name, runs in rows.items() if runs}
+        return {pair: beside for pair, beside in compared.items() if beside}
 
-    def pairs(self, dataset: str, strategy: str) -> list[tuple[Result, Result]]:
-        """The runs of a strategy beside those of its baseline with the same seed."""
-        rows = self.rows(dataset)
-        base = {result.seed: result for result in rows.get(self.against[strategy], [])}
-        return [(run, base[run.seed]) for run in rows[strategy] if run.seed in base]
 
-    def differences(self, dataset: str, strategy: str, metric: str) -> list[float]:
-        pairs = self.pairs(dataset, strategy)
-        return [getattr(run, metric) - getattr(base, metric) for run, base in pairs]
+def differences(beside: list[tuple[Result, Result]], metric: str) -> list[float]:
+    return [getattr(run, metric) - getattr(base, metric) for run, base in beside]
 
 
 def markdown(grid: Grid) -> str:
-    """A table for each data set."""
+    """For each data set a table of AP, and one of the differences to the baselines."""
+    columns = " | ".join(METRICS)
+    rule = "---|" * len(METRICS)
     lines = []
     for dataset in grid.datasets():
-        differences = [f"difference in {metric}" for metric in COMPARED]
-        head = ["strategy", "against", "seeds", *METRICS, *differences, "time"]
-        lines += [f"### {dataset}", "", f"| {' | '.join(head)} |", "|---|" + "---|" * len(head[1:])]
-        for name, runs in grid.rows(dataset).items():
-            cells = [interval([getattr(run, metric) for run in runs]).text() for metric in METRICS]
-            pairs = grid.pairs(dataset, name)
-            against = grid.against[name]
-            if name == against or not pairs:
-                cells += [""] * (len(COMPARED) + 1)
-            else:
-                for metric in COMPARED:
-                    difference = interval(grid.differences(dataset, name, metric))
-                    cells.append(difference.text(signed=True))
-                ratio = statistics.median(run.seconds / base.seconds for run, base in pairs)
-                cells.append(f"{ratio:.2f}")
-            shown = "" if name == against else against
-            lines.append(f"| {name} | {shown} | {len(runs)} | {' | '.join(cells)} |")
+        lines += [f"### {dataset}", "", f"| strategy | seeds | {columns} |", f"|---|---|{rule}"]
+        for name, runs in grid.runs(dataset).items():
+            cells = [
+                interval([getattr(run, metric) for run in runs.values()]).text()
+                for metric in METRICS
+            ]
+            lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
+        if compared := grid.compared(dataset):
+            head = f"| difference of | to | seeds | {columns} | time |"
+            lines += ["", head, f"|---|---|---|{rule}---|"]
+        for (name, baseline), beside in compared.items():
+            cells = [interval(differences(beside, metric)).text(signed=True) for metric in METRICS]
+            ratio = statistics.median(run.seconds / base.seconds for run, base in beside)
+            values = " | ".join([*cells, f"x {ratio:.2f}"])
+            lines.append(f"| {name} | {baseline} | {len(beside)} | {values} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def plot(grid: Grid, path: Path) -> None:
-    """Differences to the baseline, a panel for each metric, a row of panels for each data set."""
-    compared = {
-        dataset: [
-            name
-            for name in grid.rows(dataset)
-            if name != grid.against[name] and grid.pairs(dataset, name)
-        ]
-        for dataset in grid.datasets()
-    }
-    compared = {dataset: names for dataset, names in compared.items() if names}
-    if not compared:
+    """Differences to the baselines, a panel for each metric and data set."""
+    datasets = {name: compared for name in grid.datasets() if (compared := grid.compared(name))}
+    if not datasets:
         return
-    heights = [0.9 + 0.24 * len(names) for names in compared.values()]
-    figure = Figure(figsize=(15, sum(heights)), dpi=100, layout="constrained")
+    heights = [0.9 + 0.24 * len(compared) for compared in datasets.values()]
+    figure = Figure(figsize=(16, sum(heights)), dpi=100, layout="constrained")
     panels = figure.subplots(
-        len(compared), len(METRICS), squeeze=False, sharey="row", height_ratios=heights
+        len(datasets), len(METRICS), squeeze=False, sharey="row", height_ratios=heights
     )
-    for row, (dataset, names) in zip(panels, compared.items(), strict=True):
+    for row, (dataset, compared) in zip(panels, datasets.items(), strict=True):
         for axes, metric in zip(row, METRICS, strict=True):
-            for place, name in enumerate(names):
-                plot_difference(axes, place, grid.differences(dataset, name, metric))
+            for place, beside in enumerate(compared.values()):
+                plot_difference(axes, place, differences(beside, metric))
             axes.axvline(0, color="gray", lw=1)
             axes.grid(axis="x", alpha=0.3)
             axes.set_title(f"{dataset}, {metric}", fontsize=10)
-        row[0].set_yticks(range(len(names)), [label(grid, name) for name in names], fontsize=8)
+        labels = [f"{name} - ({baseline})" for name, baseline in compared]
+        row[0].set_yticks(range(len(labels)), labels, fontsize=8)
         row[0].invert_yaxis()
     figure.supxlabel("difference to the baseline of the same seed: each, mean and 95% interval")
     figure.savefig(path)
 
 
-def label(grid: Grid, name: str) -> str:
-    """The strategy; with its baseline, where that is not the one of most."""
-    baselines = list(grid.against.values())
-    usual = max(baselines, key=baselines.count)
-    own = grid.against[name]
-    return name if own == usual else f"{name} against {own}"
-
-
-def plot_difference(axes: Axes, place: int, differences: list[float]) -> None:
-    mean, half = interval(differences)
-    axes.plot(differences, [place] * len(differences), ".", color="lightgray")
+def plot_difference(axes: Axes, place: int, values: list[float]) -> None:
+    mean, half = interval(values)
+    axes.plot(values, [place] * len(values), ".", color="lightgray")
     # An interval that leaves 0 out is drawn in colour.
     color = "gray" if abs(mean) <= half else ("C0" if mean > 0 else "C3")
     length = half if math.isfinite(half) else None

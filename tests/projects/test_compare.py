@@ -19,7 +19,8 @@ baseline: plain
 strategies:
   plain: {config: "configs/{dataset}/a.yaml"}
   "twice, x 2": {config: "configs/{dataset}/a.yaml", options: {MODEL.X: 2}, seeds: [4, 7, 9]}
-  other: {config: b.yaml, script: projects/other.py, datasets: [B], seeds: [7], against: other}
+  other:
+    {config: b.yaml, script: o.py, datasets: [B], seeds: [7], against: [plain, "twice, x 2"]}
 """
 
 
@@ -83,7 +84,7 @@ def test_a_command_has_the_options_of_the_data_set_and_then_of_the_strategy(runs
         "MODEL.X": "2",
         "MODEL.Y": "5",
     }
-    assert str(ROOT / "projects/other.py") in find(runs, "B", "other", 7).command()
+    assert str(ROOT / "o.py") in find(runs, "B", "other", 7).command()
 
 
 def test_a_run_is_done_once_it_was_evaluated_at_its_end(runs):
@@ -164,7 +165,7 @@ def test_what_is_done_is_reported_without_training(runs, grid, tmp_path, monkeyp
         run_main(monkeypatch, grid, *words)
     finish(runs[0], ap=40.0)
     run_main(monkeypatch, grid, *words)
-    assert "| plain |  | 1 | 40.0 | 41.0 |" in capsys.readouterr().out
+    assert "| plain | 1 | 40.0 | 41.0 |" in capsys.readouterr().out
 
 
 def test_intervals_are_those_of_students_t():
@@ -188,10 +189,21 @@ def test_differences_are_paired_by_seed_and_time_is_a_ratio():
             result("other", 1, 51.0, 11.0),
             result("other", 3, 90.0, 1.0),  # has no partner
         ],
-        {"plain": "plain", "other": "plain"},
+        [comparison.Pair("other", "plain"), comparison.Pair("absent", "plain")],
     )
-    assert sorted(grid.differences("A", "other", "AP")) == [1.0, 3.0]
-    cells = comparison.markdown(grid).splitlines()[5].split(" | ")
-    assert cells[:3] == ["| other", "plain", "3"]
-    assert cells[9] == "+2.0 ± 12.7"
-    assert cells[-1] == "1.30 |"
+    ((pair, beside),) = grid.compared("A").items()
+    assert pair == ("other", "plain")
+    assert sorted(comparison.differences(beside, "AP")) == [1.0, 3.0]
+    ap, (_, _, row) = (table.splitlines() for table in comparison.markdown(grid).split("\n\n")[1:])
+    assert [line.split(" | ")[1] for line in ap[2:]] == ["2", "3"]
+    cells = row.strip("| ").split(" | ")
+    assert cells[:4] == ["other", "plain", "2", "+2.0 ± 12.7"]
+    assert cells[-1] == "x 1.30"
+
+
+def test_a_strategy_is_compared_with_the_baseline_or_with_what_it_names():
+    assert compare.pairs_of(yaml.safe_load(GRID)) == [
+        ("twice, x 2", "plain"),
+        ("other", "plain"),
+        ("other", "twice, x 2"),
+    ]
