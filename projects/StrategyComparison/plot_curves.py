@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""
+Draw how the test AP and the losses of runs went over the training: whether a schedule is long
+enough. Runs need TEST.EVAL_PERIOD for more than the last point.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """
+    (iteration, value) of "AP" and of each loss, from the ``metrics.json`` of a run.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    curves: dict[str, list[tuple[int, float]]] = {}
+    with (folder / "metrics.json").open() as file:
+        for line in map(json.loads, file):
+            for name, value in line.items():
+                if name == "bbox/AP" or name.startswith("loss_"):
+                    point = (line["iteration"], value)
+                    curves.setdefault(name.removeprefix("bbox/"), []).append(point)
+    return curves
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=" ".join(__doc__.split()))
+    parser.add_argument("folders", type=Path, nargs="+", help="OUTPUT_DIR of each run")
+    parser.add_argument("--curves", nargs="+", default=["AP", "loss_cls", "loss_box_reg"])
+    parser.add_argument("--output", type=Path, default=Path("output/curves.png"))
+    args = parser.parse_args()
+
+    figure = Figure(figsize=(5 * len(args.curves), 4), dpi=100, layout="constrained")
+    panels = figure.subplots(1, len(args.curves), squeeze=False)[0]
+    for folder in args.folders:
+        try:
+            curves = read_curves(folder)
+        except FileNotFoundError as error:
+            sys.exit(f"'{folder}' is no folder of a run: {error}")
+        for axes, name in zip(panels, args.curves, strict=True):
+            if name in curves:
+                label = "/".join(folder.parts[-2:])
+                axes.plot(*zip(*curves[name], strict=True), marker=".", ms=3, label=label)
+    for axes, name in zip(panels, args.curves, strict=True):
+        axes.set(xlabel="iteration", title=name)
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.output)
+    print(args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+import json
+
+import pytest
+from helpers import load_script
+
+script = load_script("projects/StrategyComparison/plot_curves.py")
+
+
+def write_run(folder):
+    folder.mkdir()
+    lines = [
+        {"iteration": 19, "loss_cls": 0.9, "time": 0.1},
+        {"iteration": 20, "bbox/AP": 10.0, "bbox/AP50": 30.0},
+        {"iteration": 39, "loss_cls": 0.4},
+        {"iteration": 40, "bbox/AP": 20.0},
+    ]
+    (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)) + "\n")
+
+
+def test_curves_of_runs_are_read_and_drawn(tmp_path, monkeypatch):
+    folder, picture = tmp_path / "run", tmp_path / "out" / "curves.png"
+    write_run(folder)
+    assert script.read_curves(folder) == {
+        "AP": [(20, 10.0), (40, 20.0)],
+        "loss_cls": [(19, 0.9), (39, 0.4)],
+    }
+    words = [str(folder), "--output", str(picture), "--curves", "AP", "loss_carl"]
+    monkeypatch.setattr("sys.argv", ["plot_curves.py", *words])
+    script.main()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_without_a_run_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["plot_curves.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match=str(tmp_path)):
+        script.main()
