@@ -6,6 +6,8 @@ import tempfile
 import time
 from itertools import islice
 
+import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readies)
+
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
