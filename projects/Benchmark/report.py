@@ -45,28 +45,49 @@ def write_csv(rows: list[Row], path: Path) -> None:
 def markdown(
     rows: list[Row], parts: dict[str, dict[str, dict[str, float]]], speeds: dict[str, float]
 ) -> str:
-    lines = []
-    for section in dict.fromkeys(row.section for row in rows):
-        lines += [f"### {section.capitalize()}", ""]
-        lines += ["| size | what | ms | ratio | to | peak memory, MB | synchronisations |"]
-        lines += ["|---|---|---|---|---|---|---|"]
-        for row in rows:
-            if row.section == section:
-                peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.3g}"
-                waits = "" if row.synchronisations is None else row.synchronisations
-                lines.append(
-                    f"| {row.size} | {row.what} | {1e3 * row.seconds:.3g} | {row.ratio:.3g} "
-                    f"| {row.base} | {peak} | {waits} |"
-                )
-        lines.append("")
+    lines = ["### Parts", "", *parts_alone(rows)]
+    for section in ("losses", "steps"):
+        of_section = [row for row in rows if row.section == section]
+        lines += ["", f"### {section.capitalize()}", "", *table(of_section), ""]
     for size, of_model in parts.items():
         if of_model:
             lines += [f"{size}:", "", *benchmark_steps.parts_table(of_model), ""]
     for size, share in share_of_step(rows).items():
         lines.append(f"PISA's losses beyond Detectron2's: {share:.2%} of a step ({size}).")
-    lines += ["", "### Data", "", "| what | images a second |", "|---|---|"]
+    if speeds:
+        lines += ["", "### Data", "", "| what | images a second |", "|---|---|"]
     lines += [f"| {what} | {speed:.3g} |" for what, speed in speeds.items()]
     return "\n".join(lines)
+
+
+def parts_alone(rows: list[Row]) -> list[str]:
+    """A line for each part and size: the package's beside one bare sort and beside loops."""
+    lines = ["| part | size | ms | ratio to a sort | loops, ratio | peak memory, MB |"]
+    lines.append("|---|---|---|---|---|---|")
+    by_name = {(row.size, row.what): row for row in rows if row.section == "parts"}
+    for (size, what), ours in by_name.items():
+        name, _, kind = what.rpartition(", ")
+        if kind == "ours":
+            loops = by_name.get((size, f"{name}, loops"))
+            lines.append(
+                f"| {name} | {size} | {1e3 * ours.seconds:.3g} | {ours.ratio:.3g} "
+                f"| {f'{loops.ratio:.3g}' if loops else ''} | {ours.peak_bytes / 1e6:.3g} |"
+            )
+    return lines
+
+
+def table(rows: list[Row]) -> list[str]:
+    head = ["model", "what", "ms", "ratio", "peak memory, MB", "synchronisations"]
+    lines = []
+    for row in rows:
+        peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.3g}"
+        waits = "" if row.synchronisations is None else row.synchronisations
+        cells = (f"{1e3 * row.seconds:.4g}", f"{row.ratio:.3f}", peak, waits)
+        lines.append((row.size, row.what, *cells))
+    # What was not measured, such as waits for a GPU on a CPU, is no column.
+    kept = [i for i in range(len(head)) if any(line[i] != "" for line in lines)]
+    texts = [" | ".join(str(line[i]) for i in kept) for line in [head, *lines]]
+    return [f"| {texts[0]} |", "|" + "---|" * len(kept), *(f"| {text} |" for text in texts[1:])]
 
 
 def plot(parts: list[Part], rows: list[Row], path: Path) -> None:
@@ -99,13 +120,13 @@ def plot_growth(axes: Axes, parts: list[Part]) -> None:
 def plot_steps(axes: Axes, rows: list[Row]) -> None:
     models = list(dict.fromkeys(row.size for row in rows))
     names = list(dict.fromkeys(row.what for row in rows))
-    height = 0.8 / len(models)
-    for i, size in enumerate(models):
+    for i, (size, marker) in enumerate(zip(models, "osD^v", strict=False)):
         of_model = [row for row in rows if row.size == size]
-        places = [names.index(row.what) + i * height for row in of_model]
-        axes.barh(places, [row.ratio for row in of_model], height, label=size)
+        places = [names.index(row.what) + 0.15 * i for row in of_model]
+        axes.plot([row.ratio for row in of_model], places, marker, label=size)
     axes.set_yticks(range(len(names)), names)
     axes.axvline(1, color="gray", lw=1)
+    axes.grid(alpha=0.3)
     axes.invert_yaxis()
     axes.set(xlabel="time of a training step, ratio to random sampling without PISA")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper right")

@@ -1,7 +1,10 @@
 import csv
+import sys
 
 import pytest
 from helpers import ROOT, load_script
+
+from pisa_d2.data.digits import register_digits
 
 benchmark = load_script("projects/Benchmark/benchmark.py")
 parts, steps = benchmark.benchmark_parts, benchmark.benchmark_steps
@@ -39,6 +42,7 @@ def test_one_command_writes_tables_and_a_plot(small):
     assert all(float(row["seconds"]) > 0 for row in rows)
     assert all(int(row["peak_bytes"]) > 0 for row in rows if row["section"] == "steps")
     text = (small / "benchmark.md").read_text()
+    assert "| HLR | 256 samples, 5 classes, 21 objects |" in text
     assert "pooling of all proposals" in text and "of a step (small" in text
     assert (small / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
@@ -73,3 +77,10 @@ def test_check_ends_with_an_error(small, monkeypatch):
     monkeypatch.setattr("sys.argv", [*benchmark.sys.argv, "--check"])
     with pytest.raises(SystemExit, match="HLR: 6, bound 5"):
         benchmark.main()
+
+
+def test_without_scikit_learn_the_data_are_left_out(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    register_digits(tmp_path)
+    assert benchmark.measure_data("cpu") == {}
+    assert "pip install scikit-learn" in capsys.readouterr().err
