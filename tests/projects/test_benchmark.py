@@ -1,10 +1,7 @@
 import csv
-import sys
 
 import pytest
 from helpers import ROOT, load_script
-
-from pisa_d2.data.digits import register_digits
 
 benchmark = load_script("projects/Benchmark/benchmark.py")
 parts, steps = benchmark.benchmark_parts, benchmark.benchmark_steps
@@ -79,8 +76,10 @@ def test_check_ends_with_an_error(small, monkeypatch):
         benchmark.main()
 
 
-def test_without_scikit_learn_the_data_are_left_out(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    register_digits(tmp_path)
+def test_data_that_cannot_be_made_are_left_out(monkeypatch, capsys):
+    def loading(cfg, num_workers, num_images):
+        raise ImportError("Making the digits data set needs scikit-learn")
+
+    monkeypatch.setattr(benchmark.benchmark_data, "loading", loading)
     assert benchmark.measure_data("cpu") == {}
-    assert "pip install scikit-learn" in capsys.readouterr().err
+    assert "Left out: Making the digits data set" in capsys.readouterr().err
