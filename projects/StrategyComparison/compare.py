@@ -160,9 +160,15 @@ def train(run: Run, threads: int) -> None:
         raise RuntimeError(f"{run.name}, failed: see the end of '{path}'.")
 
 
-def train_all(runs: list[Run], results: dict[Run, Result], path: Path, jobs: int) -> list[str]:
+def train_all(
+    runs: list[Run], wanted: list[Run], results: dict[Run, Result], path: Path, jobs: int
+) -> list[str]:
     """
-    Train what has no result yet, and add each result to ``results`` and the file as it comes.
+    Train what is wanted and has no result yet, and add each result to ``results`` and the file as
+    it comes.
+
+    Args:
+        runs: the whole grid, in the sequence of the file.
 
     Returns:
         What failed, a line each: the other runs go on.
@@ -170,7 +176,8 @@ def train_all(runs: list[Run], results: dict[Run, Result], path: Path, jobs: int
     threads = max(1, (os.cpu_count() or 1) // jobs)
     lock = threading.Lock()
     failures = []
-    progress = tqdm(desc="runs", initial=len(results), total=len(runs))
+    missing = [run for run in wanted if run not in results]
+    progress = tqdm(desc="runs", initial=len(wanted) - len(missing), total=len(wanted))
 
     def work(run: Run) -> None:
         try:
@@ -186,7 +193,7 @@ def train_all(runs: list[Run], results: dict[Run, Result], path: Path, jobs: int
 
     pool = ThreadPoolExecutor(jobs)
     try:
-        for _ in pool.map(work, [run for run in runs if run not in results]):
+        for _ in pool.map(work, missing):
             pass
     finally:  # Ctrl-C starts no other
         pool.shutdown(cancel_futures=True)
@@ -202,6 +209,8 @@ def main() -> None:
         "--results", type=Path, help="CSV file to go on with and write (<output>/results.csv)"
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
+    parser.add_argument("--datasets", nargs="+", help="to train on (all of the grid)")
+    parser.add_argument("--strategies", nargs="+", help="to train (all of the grid)")
     parser.add_argument("--no-training", action="store_true", help="report what is done already")
     args = parser.parse_args()
     grid = yaml.safe_load(args.grid.read_text())
@@ -211,7 +220,13 @@ def main() -> None:
 
     results = read_results(path, runs)
     results.update({run: done for run in runs if run not in results and (done := read_result(run))})
-    failures = [] if args.no_training else train_all(runs, results, path, args.jobs)
+    wanted = [
+        run
+        for run in runs
+        if run.dataset in (args.datasets or grid["datasets"])
+        and run.strategy in (args.strategies or grid["strategies"])
+    ]
+    failures = [] if args.no_training else train_all(runs, wanted, results, path, args.jobs)
     if not results:
         sys.exit("\n".join([f"'{path}' has no result of this grid.", *failures]))
     done = Grid([results[run] for run in runs if run in results], pairs_of(grid))

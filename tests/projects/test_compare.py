@@ -142,6 +142,23 @@ def test_one_command_goes_on_with_a_grid_and_writes_table_and_picture(
     assert trained == []
 
 
+def test_a_part_of_a_grid_is_trained_and_the_rest_of_the_file_kept(
+    runs, grid, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(compare, "train", lambda run, threads: finish(run, ap=40.0))
+    finish(runs[0], ap=50.0)
+    words = ("--datasets", "B", "--strategies", "twice, x 2", "other")
+    run_main(monkeypatch, grid, "--output", tmp_path / "out", *words)
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
+    assert [(row["dataset"], row["strategy"], row["seed"]) for row in rows] == [
+        ("A", "plain", "4"),
+        ("B", "twice, x 2", "4"),
+        ("B", "twice, x 2", "7"),
+        ("B", "other", "7"),
+        ("B", "twice, x 2", "9"),
+    ]
+
+
 def test_a_failed_run_names_its_log_and_the_others_go_on(runs, grid, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"plain on A, seed 4, failed.*seed4.train\.log"):
         compare.train(runs[0], threads=1)
