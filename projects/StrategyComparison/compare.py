@@ -214,6 +214,10 @@ def main() -> None:
     parser.add_argument("--no-training", action="store_true", help="report what is done already")
     args = parser.parse_args()
     grid = yaml.safe_load(args.grid.read_text())
+    for part in ("datasets", "strategies"):
+        for name in getattr(args, part) or ():
+            if name not in grid[part]:
+                parser.error(f"{name!r} is not in the grid: its {part} are {list(grid[part])}.")
     output = args.output or Path("output") / args.grid.stem
     path = args.results or output / "results.csv"
     runs = list(runs_of(grid, output))

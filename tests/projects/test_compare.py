@@ -159,6 +159,13 @@ def test_a_part_of_a_grid_is_trained_and_the_rest_of_the_file_kept(
     ]
 
 
+def test_a_strategy_that_the_grid_has_not_is_refused(grid, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, grid, "--strategies", "plain", "plane")
+    message = "'plane' is not in the grid: its strategies are ['plain', 'twice, x 2', 'other']"
+    assert message in capsys.readouterr().err
+
+
 def test_a_failed_run_names_its_log_and_the_others_go_on(runs, grid, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"plain on A, seed 4, failed.*seed4.train\.log"):
         compare.train(runs[0], threads=1)
