@@ -5,7 +5,10 @@ import sys
 
 import pytest
 import yaml
+from detectron2.config import get_cfg
 from helpers import ROOT, load_script
+
+import pisa_d2
 
 compare = load_script("projects/StrategyComparison/compare.py")
 comparison = sys.modules["comparison"]
@@ -231,3 +234,22 @@ def test_a_strategy_is_compared_with_the_baseline_or_with_what_it_names():
         ("other", "plain"),
         ("other", "twice, x 2"),
     ]
+
+
+GRIDS = sorted((ROOT / "projects/StrategyComparison").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_every_strategy_of_every_grid_has_a_config_and_what_it_is_compared_with(path, tmp_path):
+    grid = yaml.safe_load(path.read_text())
+    runs = list(compare.runs_of(grid, tmp_path))
+    assert len({run.folder for run in runs}) == len(runs) == len({run.name for run in runs})
+    for run in runs:
+        cfg = get_cfg()
+        pisa_d2.add_pisa_config(cfg)
+        if run.script != "train_net.py":  # has keys of its own
+            assert (ROOT / run.script).is_file() and (ROOT / run.config).is_file()
+            continue
+        cfg.merge_from_file(str(ROOT / run.config))
+        cfg.merge_from_list([str(word) for pair in run.options.items() for word in pair])
+    assert {baseline for _, baseline in compare.pairs_of(grid)} <= set(grid["strategies"])
