@@ -6,7 +6,6 @@ from detectron2.layers import ciou_loss, diou_loss
 from detectron2.modeling.box_regression import Box2BoxTransform
 from fvcore.nn import giou_loss, smooth_l1_loss
 from torch import Tensor
-from torch.nn import functional as F
 
 from .config import BALANCED_L1, BalancedL1
 from .hlr import at_least_float32
@@ -39,10 +38,11 @@ def balanced_l1_loss(
     """
     b = math.expm1(gamma / alpha)
     errors = at_least_float32(input - target).abs()
+    # Clamped, or errors too large for the first form would spoil the gradient of the second.
     u = b * (errors / beta).clamp(max=1)
     inlier = alpha * beta / b * ((1 + u) * u.log1p() - u)
-    # What lies beyond beta, linear. Of clamp instead, an error of beta would have both gradients.
-    return inlier + gamma * F.relu(errors - beta)
+    outlier = gamma * errors + (gamma / b - alpha) * beta
+    return torch.where(errors < beta, inlier, outlier)
 
 
 def box_regression_losses(

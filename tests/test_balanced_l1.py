@@ -72,14 +72,14 @@ def samples(num_pos=12, num_neg=20, agnostic=False):
     return (scores, deltas), proposals
 
 
-def losses_by_loops(predictions, p):
+def losses_by_loops(predictions, p, *shape):
     losses = []
     for i, class_ in enumerate(p.gt_classes.tolist()):
         if class_ < NUM_CLASSES:
             box, gt_box = p.proposal_boxes.tensor[i : i + 1], p.gt_boxes.tensor[i : i + 1]
             own = predictions[1][i].view(-1, 4)
             own = own[class_ if len(own) > 1 else 0]
-            losses.append(slow_balanced_l1(own, TRANSFORM.get_deltas(box, gt_box)[0]))
+            losses.append(slow_balanced_l1(own, TRANSFORM.get_deltas(box, gt_box)[0], *shape))
     return losses
 
 
@@ -110,7 +110,7 @@ def test_carl_weighs_balanced_l1():
 
 def test_joint_hard_sampling_goes_by_the_same_box_loss():
     predictions, proposals = samples()
-    predictor = build(loss_weight={"loss_box_reg": 2.0})
+    predictor = build(loss_weight={"loss_box_reg": 2.0}, balanced_l1=BalancedL1(0.2, 0.9))
     result = predictor.predict_candidates(
         predictions,
         proposals.proposal_boxes.tensor,
@@ -119,15 +119,15 @@ def test_joint_hard_sampling_goes_by_the_same_box_loss():
         with_box_losses=True,
     )
     expected = torch.zeros(32)
-    expected[:12] = 2 * torch.tensor(losses_by_loops(predictions, proposals))
+    expected[:12] = 2 * torch.tensor(losses_by_loops(predictions, proposals, 0.2, 0.9))
     torch.testing.assert_close(result.box_losses, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_settings_reach_the_loss():
     predictions, proposals = samples()
     losses = build(balanced_l1=BalancedL1(0.2, 0.9)).losses(predictions, [proposals])
-    plain = build().losses(predictions, [proposals])
-    assert losses["loss_box_reg"] < 0.9 * plain["loss_box_reg"]
+    by_loops = losses_by_loops(predictions, proposals, 0.2, 0.9)
+    assert losses["loss_box_reg"].item() == pytest.approx(sum(by_loops) / 32, rel=1e-4)
 
 
 @pytest.mark.parametrize("num_pos, num_neg", [(0, 8), (0, 0), (3, 0)])
@@ -213,7 +213,8 @@ def test_it_changes_the_box_loss_of_retinanet_and_no_other(parts, num_objects):
 
 
 def test_retinanets_box_loss_is_that_of_the_equations():
-    model = build_model(small_retinanet_cfg(*ALL_OFF, *BALANCED_RETINANET))
+    shape = ["MODEL.BALANCED_L1.ALPHA", 0.2, "MODEL.BALANCED_L1.GAMMA", 0.9]
+    model = build_model(small_retinanet_cfg(*ALL_OFF, *BALANCED_RETINANET, *shape))
     generator = torch.Generator().manual_seed(0)
     anchors = random_boxes(10, generator)
     labels = [torch.tensor([0, 3, 1, -1, 2, 3, 0, 3, 3, -1]), torch.full((10,), 3)]
@@ -224,5 +225,5 @@ def test_retinanets_box_loss_is_that_of_the_equations():
     losses = model.pisa_losses([Boxes(anchors)], [logits], [deltas], labels, gt_boxes, objects)
     assert model.smooth_l1_beta == BETA
     wanted = model.box2box_transform.get_deltas(anchors, gt_boxes[0])
-    total = sum(slow_balanced_l1(deltas[0, i], wanted[i]) for i in (0, 2, 4, 6))
+    total = sum(slow_balanced_l1(deltas[0, i], wanted[i], 0.2, 0.9) for i in (0, 2, 4, 6))
     assert losses["loss_box_reg"].item() == pytest.approx(total / model.loss_normalizer, rel=1e-4)

@@ -175,7 +175,7 @@ def test_balanced_l1_becomes_smooth_l1_where_alpha_is_large(beta):
     targets = torch.zeros_like(errors)
     losses = balanced_l1_loss(errors, targets, 1500.0, 1.5, beta)
     smooth = F.smooth_l1_loss(errors, targets, beta=beta, reduction="none")
-    assert_close(losses, 1.5 * smooth, rtol=1e-3, atol=0)
+    assert_close(losses, 1.5 * smooth, rtol=1e-3, atol=1e-12)
 
 
 @given(

@@ -60,7 +60,8 @@ def test_imagenet_weights_find_their_layers_by_name(tmp_path):
             parameter.normal_()
     weights = {name: value.numpy() for name, value in resnet_of(other).items()}
     path = tmp_path / "imagenet.pkl"
-    path.write_bytes(pickle.dumps({"model": weights, "matching_heuristics": True}))
+    content = {"model": weights, "__author__": "", "matching_heuristics": True}
+    path.write_bytes(pickle.dumps(content))
     fresh = {k: v.clone() for k, v in model.state_dict().items()}
     DetectionCheckpointer(model).load(str(path))
     assert all(torch.equal(v, resnet_of(other)[k]) for k, v in resnet_of(model).items())
@@ -84,28 +85,20 @@ def test_a_plain_detectors_checkpoint_loads_as_the_readme_says(tmp_path, monkeyp
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
-def test_a_run_trains_evaluates_and_is_evaluated_again(tmp_path):
+def test_a_run_trains_and_evaluates(tmp_path):
     make_digits(tmp_path, num_train=8, num_val=2)
-
-    def run(output, *words):
-        command = [
-            *(sys.executable, str(PROJECT / "train_net.py"), "--config-file"),
-            *(str(PROJECT / "configs/Digits/libra_faster_rcnn_R_18_FPN.yaml"), *words),
-            *("MODEL.DEVICE", "cpu", "SEED", "1", "MODEL.FPN.OUT_CHANNELS", "32"),
-            *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"),
-            *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "20", "SOLVER.WARMUP_ITERS", "2"),
-            *("OUTPUT_DIR", str(output)),
-        ]
-        env = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
-        result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-        return result.stdout
-
-    run(tmp_path / "run")
+    command = [
+        *(sys.executable, str(PROJECT / "train_net.py"), "--config-file"),
+        str(PROJECT / "configs/Digits/libra_faster_rcnn_R_18_FPN.yaml"),
+        *("MODEL.DEVICE", "cpu", "SEED", "1", "MODEL.FPN.OUT_CHANNELS", "32"),
+        *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"),
+        *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "20", "SOLVER.WARMUP_ITERS", "2"),
+        *("OUTPUT_DIR", str(tmp_path / "run")),
+    ]
+    env = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
+    result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").open()]
     steps = next(line for line in metrics if line.get("iteration") == 19)
     assert steps["loss_box_reg"] > 0 and "loss_carl" not in steps
-    scores = next(line for line in metrics if "bbox/AP" in line)
-    weights = str(tmp_path / "run" / "model_final.pth")
-    printed = run(tmp_path / "eval", "--eval-only", "MODEL.WEIGHTS", weights)
-    assert f"copypaste: {scores['bbox/AP']:.4f}," in printed
+    assert any("bbox/AP" in line for line in metrics)
