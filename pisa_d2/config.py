@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 from detectron2.config import CfgNode as CN
 from fvcore.common.registry import Registry
 
+# The BBOX_REG_LOSS_TYPE that Detectron2 itself does not have.
+BALANCED_L1 = "balanced_l1"
+
 
 def add_pisa_config(cfg: CN) -> None:
     """Add the keys of this package, with the published settings, to ``cfg`` in place."""
@@ -48,6 +51,14 @@ def add_pisa_config(cfg: CN) -> None:
     # GAMMA >= 0: 0 is cross entropy.
     cfg.MODEL.ROI_BOX_HEAD.FOCAL_LOSS.GAMMA = 2.0
 
+    # Balanced L1 (https://arxiv.org/abs/1904.02701), where BBOX_REG_LOSS_TYPE of ROI_BOX_HEAD or
+    # RETINANET is "balanced_l1". Its beta is the key of smooth L1 beside that, above 0.
+    cfg.MODEL.BALANCED_L1 = CN()
+    # Above 0: the gradient of an error x is ALPHA * ln(b * x / beta + 1) below beta.
+    cfg.MODEL.BALANCED_L1.ALPHA = 0.5
+    # In [ALPHA / 1000, 40 ALPHA]: the gradient from beta on, which sets b.
+    cfg.MODEL.BALANCED_L1.GAMMA = 1.5
+
     # Prime Sample Attention, https://arxiv.org/abs/1904.04821
     cfg.MODEL.PISA = CN()
 
@@ -87,16 +98,30 @@ def add_pisa_config(cfg: CN) -> None:
     cfg.MODEL.PISA.CARL.LOSS_WEIGHT = 1.0
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
     """
     Raises:
         ValueError: ``value`` is not a finite number in [low, high]; names the key and the range.
     """
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
     # The largest float rather than infinity: an integer can be beyond it.
-    if not is_number or not low <= value <= min(high, sys.float_info.max):
+    if not _is_number(value) or not low <= value <= min(high, sys.float_info.max):
         allowed = f"in [{low:g}, {high:g}]" if high < math.inf else f"finite and at least {low:g}"
         raise ValueError(f"{name.upper()} = {value!r} is not allowed: it must be {allowed}.")
+
+
+def check_positive(name: str, value: Any, reason: str = "") -> None:
+    """
+    Raises:
+        ValueError: ``value`` is not a finite number above 0; names the key and the reason.
+    """
+    if not _is_number(value) or not 0 < value <= sys.float_info.max:
+        raise ValueError(
+            f"{name.upper()} = {value!r} is not allowed: it must be finite and above 0{reason}."
+        )
 
 
 def check_count(name: str, value: Any, low: int) -> None:
@@ -216,6 +241,43 @@ def pisa_settings(cfg: CN) -> dict[str, Any]:
         "isr_n": _read(NegativeISR, cfg, "ISR_N"),
         "carl": _read(CARL, cfg, "CARL"),
     }
+
+
+@dataclass(frozen=True)
+class BalancedL1:
+    """
+    The shape of balanced L1, see :func:`pisa_d2.box_losses.balanced_l1_loss`.
+
+    Raises:
+        ValueError: a value is out of its range, which the message gives.
+    """
+
+    alpha: float = 0.5
+    gamma: float = 1.5
+
+    def __post_init__(self) -> None:
+        check_positive("alpha", self.alpha)
+        # b = exp(gamma / alpha) - 1 has to be a number of which float32 computes the loss.
+        check_range("gamma", self.gamma, self.alpha / 1000, 40 * self.alpha)
+
+
+def balanced_l1_settings(cfg: CN, head: str, beta: str) -> BalancedL1:
+    """
+    Args:
+        head: the node under MODEL that has ``BBOX_REG_LOSS_TYPE``.
+        beta: the key beside it that has the beta.
+
+    Raises:
+        ValueError: a value is out of its range; of the beta, if the loss is chosen.
+    """
+    node = cfg.MODEL[head]
+    if node.BBOX_REG_LOSS_TYPE == BALANCED_L1:
+        reason = f", since BBOX_REG_LOSS_TYPE is {BALANCED_L1!r}"
+        check_positive(f"MODEL.{head}.{beta}", node[beta], reason)
+    try:
+        return BalancedL1(cfg.MODEL.BALANCED_L1.ALPHA, cfg.MODEL.BALANCED_L1.GAMMA)
+    except ValueError as error:
+        raise ValueError(f"MODEL.BALANCED_L1.{error}") from None
 
 
 def cascade_stages(cfg: CN, num_stages: int) -> list[bool]:

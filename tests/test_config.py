@@ -24,7 +24,9 @@ from pisa_d2 import add_pisa_config
 from pisa_d2.config import (
     CARL,
     ISR,
+    BalancedL1,
     NegativeISR,
+    balanced_l1_settings,
     cascade_stages,
     focal_gamma,
     pisa_settings,
@@ -32,6 +34,8 @@ from pisa_d2.config import (
 from pisa_d2.matcher import build_proposal_matcher
 from pisa_d2.samplers import build_proposal_sampler
 
+# Nodes with a box loss, and their keys of its beta.
+BOX_HEAD, RETINANET = ("ROI_BOX_HEAD", "SMOOTH_L1_BETA"), ("RETINANET", "SMOOTH_L1_LOSS_BETA")
 # Where a checkout of Detectron2, or an installation of it, has its own configs.
 THEIRS = next(
     (
@@ -60,6 +64,8 @@ def test_defaults_are_the_published_settings():
         "isr_n": NegativeISR(gamma=0.5, beta=0.0, nms_thresh=0.5, score_thresh=0.05),
         "carl": CARL(gamma=1.0, beta=0.2, loss_weight=1.0),
     }
+    for keys in (BOX_HEAD, RETINANET):
+        assert balanced_l1_settings(new_cfg(), *keys) == BalancedL1(0.5, 1.5) == BalancedL1()
 
 
 def test_every_key_is_read():
@@ -89,7 +95,8 @@ def test_every_key_of_the_samplers_and_the_loss_is_read():
     def describe(cfg):
         matcher = build_proposal_matcher(cfg)
         samplers = [build_proposal_sampler(cfg, f"{k}_SAMPLER") for k in ("POSITIVE", "NEGATIVE")]
-        return [(type(part), vars(part)) for part in (matcher, *samplers)] + [focal_gamma(cfg)]
+        parts = [(type(part), vars(part)) for part in (matcher, *samplers)]
+        return [*parts, focal_gamma(cfg), balanced_l1_settings(cfg, *BOX_HEAD)]
 
     heads, focal = "MODEL.ROI_HEADS", "MODEL.ROI_BOX_HEAD.FOCAL_LOSS"
     negative = f"{heads}.NEGATIVE_SAMPLER"
@@ -108,6 +115,8 @@ def test_every_key_of_the_samplers_and_the_loss_is_read():
         f"{heads}.HARD_SAMPLER.NMS_THRESH": (hard, 0.1),
         f"{focal}.ENABLED": ([], True),
         f"{focal}.GAMMA": ([f"{focal}.ENABLED", True], 1.0),
+        "MODEL.BALANCED_L1.ALPHA": ([], 0.25),
+        "MODEL.BALANCED_L1.GAMMA": ([], 1.0),
     }
     for key, (base, value) in others.items():
         assert describe(new_cfg(*base, key, value)) != describe(new_cfg(*base)), key
@@ -172,6 +181,8 @@ NUMBERS = {
     "MODEL.PISA.CARL.BETA": ([], -0.1, 1.1, UNIT),
     "MODEL.PISA.CARL.LOSS_WEIGHT": ([], -0.1, None, FROM_0),
     "MODEL.ROI_BOX_HEAD.FOCAL_LOSS.GAMMA": ([], -0.1, None, FROM_0),
+    "MODEL.BALANCED_L1.ALPHA": ([], 0.0, None, "finite and above 0"),
+    "MODEL.BALANCED_L1.GAMMA": ([], 0.0, 20.5, r"in \[0.0005, 20\]"),
     f"{NEGATIVE}.IOU_BALANCED.NUM_BINS": (
         BALANCED,
         0,
@@ -208,6 +219,7 @@ def set_in_python(base, key, value):
 def read_all(cfg):
     pisa_settings(cfg)
     focal_gamma(cfg)
+    balanced_l1_settings(cfg, *BOX_HEAD)
     build_proposal_matcher(cfg)
     for kind in ("POSITIVE", "NEGATIVE"):
         build_proposal_sampler(cfg, f"{kind}_SAMPLER")
@@ -229,6 +241,16 @@ def test_a_number_out_of_range_or_none_at_all_is_refused(key):
         match = f"{re.escape(key)} = {re.escape(repr(value))} is not allowed: it must be {allowed}"
         with pytest.raises(ValueError, match=match):
             read_all(set_in_python(base, key, value))
+
+
+@pytest.mark.parametrize("head, beta", [BOX_HEAD, RETINANET])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, "1.0", None, True])
+def test_balanced_l1_needs_a_beta_above_0(head, beta, value):
+    key, balanced = f"MODEL.{head}.{beta}", [f"MODEL.{head}.BBOX_REG_LOSS_TYPE", "balanced_l1"]
+    match = rf"{key} = {value!r} is not allowed: .* above 0, since BBOX_REG_LOSS_TYPE is 'balanced"
+    with pytest.raises(ValueError, match=match):
+        balanced_l1_settings(set_in_python(balanced, key, value), head, beta)
+    balanced_l1_settings(set_in_python([], key, value), head, beta)
 
 
 @pytest.mark.parametrize("key", FLAGS)

@@ -21,7 +21,7 @@ from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor
 
 from ..box_losses import box_regression_losses
-from ..config import CARL, ISR, pisa_settings
+from ..config import BALANCED_L1, CARL, ISR, BalancedL1, balanced_l1_settings, pisa_settings
 from ..hlr import at_least_float32, box_iou
 from ..isr import positive_weights
 from ..reweighting import carl_weights
@@ -31,30 +31,44 @@ from ..statistics import log_positives
 @META_ARCH_REGISTRY.register()
 class PISARetinaNet(RetinaNet):
     """
-    :class:`RetinaNet` with Prime Sample Attention: ISR-P and CARL. One-stage detectors have no
-    ISR-N, so ``MODEL.PISA.ISR_N`` does not count here.
+    :class:`RetinaNet` with Prime Sample Attention: ISR-P and CARL; and with balanced L1. One-stage
+    detectors have no ISR-N, so ``MODEL.PISA.ISR_N`` does not count here.
 
     Parameters and inference are those of the stock one, and so are the losses when both parts are
     switched off.
     """
 
     @configurable
-    def __init__(self, *, isr_p: ISR | None = None, carl: CARL | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        isr_p: ISR | None = None,
+        carl: CARL | None = None,
+        balanced_l1: BalancedL1 | None = None,
+        **kwargs: Any,
+    ) -> None:
         """
         Args:
             isr_p: reweighting of positives by IoU-HLR, None to leave it out.
             carl: the classification-aware regression loss, None to leave it out.
+            balanced_l1: its settings, None for the published ones. Counts with the
+                ``box_reg_loss_type`` "balanced_l1", which needs a ``smooth_l1_beta`` above 0.
             kwargs: arguments of :class:`RetinaNet`.
         """
         super().__init__(**kwargs)
         self.isr_p = isr_p
         self.carl = carl
+        self.balanced_l1 = balanced_l1
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         settings = pisa_settings(cfg)
-        ours = {"isr_p": settings["isr_p"], "carl": settings["carl"]}
-        return {**super().from_config(cfg), **ours}
+        return {
+            **super().from_config(cfg),
+            "isr_p": settings["isr_p"],
+            "carl": settings["carl"],
+            "balanced_l1": balanced_l1_settings(cfg, "RETINANET", "SMOOTH_L1_LOSS_BETA"),
+        }
 
     def forward_training(
         self,
@@ -63,7 +77,8 @@ class PISARetinaNet(RetinaNet):
         predictions: list[list[Tensor]],
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
-        if self.isr_p is None and self.carl is None:
+        parts = self.isr_p, self.carl
+        if all(part is None for part in parts) and self.box_reg_loss_type != BALANCED_L1:
             return super().forward_training(images, features, predictions, gt_instances)
         logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
         anchors = self.anchor_generator(features)
@@ -147,6 +162,7 @@ class PISARetinaNet(RetinaNet):
             self.box2box_transform,
             self.box_reg_loss_type,
             self.smooth_l1_beta,
+            self.balanced_l1,
         )
 
         if self.isr_p is not None:

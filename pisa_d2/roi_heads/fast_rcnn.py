@@ -20,7 +20,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..box_losses import box_regression_losses
-from ..config import CARL, ISR, NegativeISR, focal_gamma, pisa_settings
+from ..config import (
+    BALANCED_L1,
+    CARL,
+    ISR,
+    BalancedL1,
+    NegativeISR,
+    balanced_l1_settings,
+    focal_gamma,
+    pisa_settings,
+)
 from ..hlr import at_least_float32, box_iou
 from ..isr import negative_weights, positive_weights
 from ..ranking import largest_count, rank_negatives
@@ -37,9 +46,9 @@ MAX_RANK_FIELD = "pisa_n_max"
 
 class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
     """
-    The stock box predictor with the losses of Prime Sample Attention, and with focal loss.
-    Parameters and inference are those of the stock one, and so are the losses when all parts are
-    switched off.
+    The stock box predictor with the losses of Prime Sample Attention, and with focal loss and
+    balanced L1. Parameters and inference are those of the stock one, and so are the losses when
+    all parts are switched off.
     """
 
     @configurable
@@ -51,6 +60,7 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
         isr_n: NegativeISR | None = None,
         carl: CARL | None = None,
         focal_gamma: float | None = None,
+        balanced_l1: BalancedL1 | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -60,6 +70,8 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
             isr_n: reweighting of negatives by Score-HLR, None to leave it out.
             carl: the classification-aware regression loss, None to leave it out.
             focal_gamma: exponent of softmax focal loss, None for cross entropy.
+            balanced_l1: its settings, None for the published ones. Counts with the
+                ``box_reg_loss_type`` "balanced_l1", which needs a ``smooth_l1_beta`` above 0.
             kwargs: arguments of :class:`FastRCNNOutputLayers`.
 
         Raises:
@@ -74,11 +86,16 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.isr_n = isr_n
         self.carl = carl
         self.focal_gamma = focal_gamma
+        self.balanced_l1 = balanced_l1
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        ours = {**pisa_settings(cfg), "focal_gamma": focal_gamma(cfg)}
-        return {**super().from_config(cfg, input_shape), **ours}
+        return {
+            **super().from_config(cfg, input_shape),
+            **pisa_settings(cfg),
+            "focal_gamma": focal_gamma(cfg),
+            "balanced_l1": balanced_l1_settings(cfg, "ROI_BOX_HEAD", "SMOOTH_L1_BETA"),
+        }
 
     @classmethod
     def from_stock(cls, cfg: CfgNode, stock: FastRCNNOutputLayers) -> "PISAFastRCNNOutputLayers":
@@ -108,7 +125,8 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
             ``loss_cls``, ``loss_box_reg`` and, where CARL is on, ``loss_carl``: scalars under the
             common normaliser R; 0, with a graph, where there is nothing to learn from.
         """
-        if all(x is None for x in (self.isr_p, self.isr_n, self.carl, self.focal_gamma)):
+        parts = self.isr_p, self.isr_n, self.carl, self.focal_gamma
+        if all(part is None for part in parts) and self.box_reg_loss_type != BALANCED_L1:
             return super().losses(predictions, proposals)
 
         scores, deltas = predictions
@@ -130,6 +148,7 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
             self.box2box_transform,
             self.box_reg_loss_type,
             self.smooth_l1_beta,
+            self.balanced_l1,
         )
         with torch.no_grad():
             weights = torch.ones_like(cls_losses)
@@ -249,6 +268,7 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
                 self.box2box_transform,
                 self.box_reg_loss_type,
                 self.smooth_l1_beta,
+                self.balanced_l1,
             )
             losses = losses * self.loss_weight.get("loss_box_reg", 1.0)
             box_losses = box_losses.index_copy(0, rows, losses.to(box_losses.dtype))

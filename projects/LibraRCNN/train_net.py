@@ -1,0 +1,26 @@
+#!/usr/bin/env python3
+"""Train and evaluate Libra R-CNN: the repository's train_net.py with its pyramid and keys."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this script is a train_net.py too
+
+import pisa_d2  # isort: skip  (readies Detectron2)
+
+from libra import add_libra_config
+
+import train_net
+
+
+def add_config(cfg):
+    pisa_d2.add_pisa_config(cfg)
+    add_libra_config(cfg)
+
+
+def main(args):
+    return train_net.main(args, add_config=add_config)
+
+
+if __name__ == "__main__":
+    train_net.run(main, add_config)
