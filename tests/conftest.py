@@ -1,9 +1,10 @@
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pisa_d2  # noqa: F401  # isort: skip  (Detectron2 0.6 cannot be imported before it)
 
 import pytest
+from detectron2.utils.events import EventStorage
 from helpers import copies_to_host
 from hypothesis import settings
 from torch import Tensor
@@ -34,3 +35,10 @@ def as_on_gpu() -> Callable[[Tensor], Tensor]:
     would copy it to the host fails.
     """
     return lambda t: t.as_subclass(TensorAsOnGPU)
+
+
+@pytest.fixture
+def storage() -> Iterator[EventStorage]:
+    """What models log into while they train."""
+    with EventStorage() as storage:
+        yield storage

@@ -9,7 +9,6 @@ from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 from helpers import (
     HEADS,
     IMAGE_SIZE,
@@ -24,18 +23,14 @@ from helpers import (
 from pisa_d2.config import CARL, BalancedL1
 from pisa_d2.roi_heads.fast_rcnn import PISAFastRCNNOutputLayers
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 NUM_CLASSES = 3
 BETA = 0.11
 TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
 ALL_OFF, ONLY_CARL = switch(False, False, False), switch(False, False, True)
 BALANCED = ["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "balanced_l1"]
 BALANCED_RETINANET = ["MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "balanced_l1"]
-
-
-@pytest.fixture(autouse=True)
-def storage():
-    with EventStorage() as storage:
-        yield storage
 
 
 def slow_balanced_l1(deltas, wanted, alpha=0.5, gamma=1.5):

@@ -17,18 +17,14 @@ from pisa_d2 import PISARetinaNet
 from pisa_d2.config import CARL, ISR
 from pisa_d2.isr import positive_weights
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 NUM_CLASSES = 3
 ALL_OFF = switch(False, False, False)
 ONLY_ISR_P, ONLY_CARL = switch(True, False, False), switch(False, False, True)
 STOCK = ["MODEL.META_ARCHITECTURE", "RetinaNet"]
 BOX_LOSSES = ["smooth_l1", "giou", "diou", "ciou"]
 BATCHES = [[3, 5], [4, 0], [0, 0], [2, 1, 4]]
-
-
-@pytest.fixture(autouse=True)
-def storage():
-    with EventStorage() as storage:
-        yield storage
 
 
 def build(*opts):

@@ -7,7 +7,6 @@ import ssd
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
-from detectron2.utils.events import EventStorage
 from helpers import random_batch
 from ssd.ssd import Positives
 from ssd_models import (
@@ -25,11 +24,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection._utils import SSDMatcher as TorchvisionMatcher
 from torchvision.ops import box_iou
 
-
-@pytest.fixture(autouse=True)
-def storage():
-    with EventStorage():
-        yield
+pytestmark = pytest.mark.usefixtures("storage")
 
 
 def pisa_by_loops(model, boxes, images, logits, deltas, gamma=2.0, carl_beta=0.2):

@@ -6,7 +6,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 from helpers import IMAGE_SIZE, random_boxes, small_cfg, switch
 from torch.nn import functional as F
 from torchvision.ops import box_iou, nms
@@ -21,6 +20,8 @@ from pisa_d2.roi_heads.fast_rcnn import (
     PISAFastRCNNOutputLayers,
 )
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 NUM_CLASSES = 5
 TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
 PARTS = {
@@ -29,12 +30,6 @@ PARTS = {
     "carl": CARL(gamma=1.0, beta=0.2, loss_weight=1.0),
 }
 BOX_LOSSES = ["smooth_l1", "giou", "diou", "ciou"]
-
-
-@pytest.fixture(autouse=True)
-def storage():
-    with EventStorage() as storage:
-        yield storage
 
 
 def build(cls=PISAFastRCNNOutputLayers, **kwargs):

@@ -13,7 +13,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads, build_model
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads
 from detectron2.structures import BitMasks
-from detectron2.utils.events import EventStorage
 from helpers import HEADS, IMAGE_SIZE, ROOT, random_batch, sampled_by, small_cfg, switch
 
 from pisa_d2 import (
@@ -22,6 +21,8 @@ from pisa_d2 import (
     PISAMixin,
     PISAROIHeads,
 )
+
+pytestmark = pytest.mark.usefixtures("storage")
 
 
 def import_point_rend():
@@ -46,12 +47,6 @@ POINT_REND = [
     *("MODEL.ROI_MASK_HEAD.CONV_DIM", 16, "MODEL.POINT_HEAD.FC_DIM", 16),
     *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", 2, "TEST.DETECTIONS_PER_IMAGE", 5),
 ]
-
-
-@pytest.fixture(autouse=True)
-def storage():
-    with EventStorage():
-        yield
 
 
 @pytest.fixture

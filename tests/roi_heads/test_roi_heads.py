@@ -33,14 +33,10 @@ from pisa_d2.roi_heads import scoring
 from pisa_d2.roi_heads.fast_rcnn import MAX_RANK_FIELD, OBJECT_FIELD, RANK_FIELD
 from pisa_d2.roi_heads.sampling import with_object_ids
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 ALL_OFF = switch(False, False, False)
 STOCK = stock("PISAROIHeads")
-
-
-@pytest.fixture(autouse=True)
-def storage():
-    with EventStorage() as storage:
-        yield storage
 
 
 def build(*opts):
