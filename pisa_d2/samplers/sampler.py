@@ -35,8 +35,8 @@ class Predictions(NamedTuple):
     boxes: Tensor
     ious: Tensor
 
-    def take(self, rows: Tensor | slice) -> "Predictions":
-        """Those of some candidates."""
+    def take(self, rows: Tensor) -> "Predictions":
+        """Those of some candidates, by their indices."""
         return Predictions(*(values[rows] for values in self))
 
 
