@@ -12,20 +12,21 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 
-def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def read_curves(folder: Path) -> dict[str, dict[int, float]]:
     """
-    (iteration, value) of "AP" and of each loss, from the ``metrics.json`` of a run.
+    "AP" and each loss by iteration, from the ``metrics.json`` of a run. Where a resumed run did
+    iterations again, the later value counts.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    curves: dict[str, list[tuple[int, float]]] = {}
+    curves: dict[str, dict[int, float]] = {}
     with (folder / "metrics.json").open() as file:
         for line in map(json.loads, file):
             for name, value in line.items():
                 if name == "bbox/AP" or name.startswith("loss_"):
-                    point = (line["iteration"], value)
-                    curves.setdefault(name.removeprefix("bbox/"), []).append(point)
+                    curve = curves.setdefault(name.removeprefix("bbox/"), {})
+                    curve[line["iteration"]] = value
     return curves
 
 
@@ -45,8 +46,8 @@ def main() -> None:
             sys.exit(f"'{folder}' is no folder of a run: {error}")
         for axes, name in zip(panels, args.curves, strict=True):
             if name in curves:
-                label = "/".join(folder.parts[-2:])
-                axes.plot(*zip(*curves[name], strict=True), marker=".", ms=3, label=label)
+                points = zip(*sorted(curves[name].items()), strict=True)
+                axes.plot(*points, marker=".", ms=3, label="/".join(folder.parts[-3:]))
     for axes, name in zip(panels, args.curves, strict=True):
         axes.set(xlabel="iteration", title=name)
         axes.grid(alpha=0.3)

@@ -10,6 +10,8 @@ def write_run(folder):
     folder.mkdir()
     lines = [
         {"iteration": 19, "loss_cls": 0.9, "time": 0.1},
+        {"iteration": 39, "loss_cls": 0.5},
+        {"iteration": 19, "loss_cls": 0.8},  # resumed from an earlier checkpoint
         {"iteration": 20, "bbox/AP": 10.0, "bbox/AP50": 30.0},
         {"iteration": 39, "loss_cls": 0.4},
         {"iteration": 40, "bbox/AP": 20.0},
@@ -21,8 +23,8 @@ def test_curves_of_runs_are_read_and_drawn(tmp_path, monkeypatch):
     folder, picture = tmp_path / "run", tmp_path / "out" / "curves.png"
     write_run(folder)
     assert script.read_curves(folder) == {
-        "AP": [(20, 10.0), (40, 20.0)],
-        "loss_cls": [(19, 0.9), (39, 0.4)],
+        "AP": {20: 10.0, 40: 20.0},
+        "loss_cls": {19: 0.8, 39: 0.4},
     }
     words = [str(folder), "--output", str(picture), "--curves", "AP", "loss_carl"]
     monkeypatch.setattr("sys.argv", ["plot_curves.py", *words])
