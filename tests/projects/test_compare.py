@@ -196,12 +196,14 @@ def test_what_is_done_is_reported_without_training(runs, grid, tmp_path, monkeyp
 
 
 def test_intervals_are_those_of_students_t():
-    # 12.706 = t(0.975, 1); 4.303 = t(0.975, 2), from a table.
-    assert comparison.interval([40.0, 42.0]) == pytest.approx((41.0, 12.706 * 1.0), rel=1e-3)
+    # 4.303 = t(0.975, 2) and 3.182 = t(0.975, 3), from a table.
     values = [1.0, 2.0, 6.0]
     half = 4.303 * math.sqrt(7.0) / math.sqrt(3)
     assert comparison.interval(values) == pytest.approx((3.0, half), rel=1e-3)
+    half = 3.182 * math.sqrt(14 / 3) / 2
+    assert comparison.interval([*values, 3.0]) == pytest.approx((3.0, half), rel=1e-3)
     assert comparison.interval([5.0]) == (5.0, math.inf)
+    assert comparison.interval([40.0, 42.0]) == (41.0, math.inf)
 
 
 def test_differences_are_paired_by_seed_and_time_is_a_ratio():
@@ -224,7 +226,7 @@ def test_differences_are_paired_by_seed_and_time_is_a_ratio():
     ap, (_, _, row) = (table.splitlines() for table in comparison.markdown(grid).split("\n\n")[1:])
     assert [line.split(" | ")[1] for line in ap[2:]] == ["2", "3"]
     cells = row.strip("| ").split(" | ")
-    assert cells[:4] == ["other", "plain", "2", "+2.0 ± 12.7"]
+    assert cells[:4] == ["other", "plain", "2", "+2.0"]
     assert cells[-1] == "x 1.10"  # the fastest of each: 11 by 10 seconds
 
 
