@@ -1,8 +1,9 @@
-"""What several tests build: small models, batches and samples."""
+"""What several tests build and run: small models, batches, samples and trainings."""
 
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -173,3 +174,21 @@ def register_images(name: str, folder: Path, batch: list[dict]) -> None:
         records.append({**record, **size})
     DatasetCatalog.register(name, lambda: json.loads(json.dumps(records)))
     MetadataCatalog.get(name).thing_classes = ["a", "b", "c"]
+
+
+def run_training(
+    script: Path, config: Path, datasets: Path, output: Path, *words: str, fails: bool = False
+) -> str:
+    """Run a train_net.py. Gives what it prints, or the end of what it says on an error."""
+    command = [
+        *(sys.executable, str(script), "--config-file", str(config)),
+        *(*words, "OUTPUT_DIR", str(output)),
+    ]
+    env = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
+    result = subprocess.run(command, env=env, cwd=output.parent, capture_output=True, text=True)
+    assert (result.returncode != 0) == fails, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stderr if fails else result.stdout
+
+
+def read_metrics(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.json").open()]

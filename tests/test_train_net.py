@@ -1,11 +1,8 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, read_metrics, run_training
 
 from pisa_d2.data import make_digits
 
@@ -24,20 +21,9 @@ def datasets(tmp_path_factory):
 
 
 def train_net(datasets, output, *words, fails=False):
-    """What it prints, or the end of what it says on an error."""
-    command = [
-        *(sys.executable, str(ROOT / "train_net.py")),
-        *("--config-file", str(ROOT / "configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml")),
-        *(*words, *SMALL, "OUTPUT_DIR", str(output)),
-    ]
-    env = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
-    result = subprocess.run(command, env=env, cwd=output.parent, capture_output=True, text=True)
-    assert (result.returncode != 0) == fails, result.stdout[-3000:] + result.stderr[-3000:]
-    return result.stderr if fails else result.stdout
-
-
-def read_metrics(output):
-    return [json.loads(line) for line in (output / "metrics.json").open()]
+    config = ROOT / "configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml"
+    words = (*words, *SMALL)
+    return run_training(ROOT / "train_net.py", config, datasets, output, *words, fails=fails)
 
 
 def test_a_run_trains_evaluates_resumes_and_is_evaluated_again(datasets, tmp_path):

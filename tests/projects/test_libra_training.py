@@ -1,16 +1,12 @@
-import json
-import os
 import pickle
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from helpers import random_batch, switch
+from helpers import random_batch, read_metrics, run_training, switch
 from libra_models import PROJECT, RCNN, RETINANET, SMALL, load, small
 
 from pisa_d2.data import make_digits
@@ -87,18 +83,16 @@ def test_a_plain_detectors_checkpoint_loads_as_the_readme_says(tmp_path, monkeyp
 
 def test_a_run_trains_and_evaluates(tmp_path):
     make_digits(tmp_path, num_train=8, num_val=2)
-    command = [
-        *(sys.executable, str(PROJECT / "train_net.py"), "--config-file"),
-        str(PROJECT / "configs/Digits/libra_faster_rcnn_R_18_FPN.yaml"),
+    run_training(
+        PROJECT / "train_net.py",
+        PROJECT / "configs/Digits/libra_faster_rcnn_R_18_FPN.yaml",
+        tmp_path,
+        tmp_path / "run",
         *("MODEL.DEVICE", "cpu", "SEED", "1", "MODEL.FPN.OUT_CHANNELS", "32"),
         *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"),
         *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "20", "SOLVER.WARMUP_ITERS", "2"),
-        *("OUTPUT_DIR", str(tmp_path / "run")),
-    ]
-    env = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
-    result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").open()]
+    )
+    metrics = read_metrics(tmp_path / "run")
     steps = next(line for line in metrics if line.get("iteration") == 19)
     assert steps["loss_box_reg"] > 0 and "loss_carl" not in steps
     assert any("bbox/AP" in line for line in metrics)

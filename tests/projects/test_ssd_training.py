@@ -1,13 +1,10 @@
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 
 import pytest
 import ssd
 import torch
 from detectron2.structures import BoxMode
+from helpers import read_metrics, run_training
 from PIL import Image, ImageDraw
 from ssd_models import PISA, PLAIN, PROJECT, load
 from torch import nn
@@ -110,24 +107,16 @@ def test_clipping_full_model_limits_the_norm_of_the_whole_gradient():
 
 def test_a_run_trains_and_evaluates(tmp_path):
     make_digits(tmp_path, num_train=8, num_val=2)
-    command = [
-        *(sys.executable, str(PROJECT / "train_net.py")),
-        *("--config-file", str(PROJECT / "configs/BCCD/pisa_ssd300_vgg16.yaml")),
+    run_training(
+        PROJECT / "train_net.py",
+        PROJECT / "configs/BCCD/pisa_ssd300_vgg16.yaml",
+        tmp_path,
+        tmp_path / "run",
         *("DATASETS.TRAIN", "('digits_train',)", "DATASETS.TEST", "('digits_val',)"),
         *("MODEL.DEVICE", "cpu", "MODEL.SSD.NUM_CLASSES", "10", "MODEL.SSD.WIDTH", "0.05"),
-        *(
-            "SOLVER.IMS_PER_BATCH",
-            "2",
-            "SOLVER.MAX_ITER",
-            "20",
-            "OUTPUT_DIR",
-            str(tmp_path / "run"),
-        ),
-    ]
-    env = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
-    result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").open()]
+        *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "20"),
+    )
+    metrics = read_metrics(tmp_path / "run")
     steps = next(line for line in metrics if line.get("iteration") == 19)
     assert {"loss_cls", "loss_box_reg", "loss_carl", "pisa/positive_iou"} <= steps.keys()
     assert any("bbox/AP" in line for line in metrics)
