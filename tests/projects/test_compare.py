@@ -247,11 +247,11 @@ def test_every_strategy_of_every_grid_has_a_config_and_what_it_is_compared_with(
     runs = list(compare.runs_of(grid, tmp_path))
     assert len({run.folder for run in runs}) == len(runs) == len({run.name for run in runs})
     for run in runs:
-        cfg = get_cfg()
-        pisa_d2.add_pisa_config(cfg)
         if run.script != "train_net.py":  # has keys of its own
             assert (ROOT / run.script).is_file() and (ROOT / run.config).is_file()
             continue
+        cfg = get_cfg()
+        pisa_d2.add_pisa_config(cfg)
         cfg.merge_from_file(str(ROOT / run.config))
         cfg.merge_from_list([str(word) for pair in run.options.items() for word in pair])
     assert {baseline for _, baseline in compare.pairs_of(grid)} <= set(grid["strategies"])
