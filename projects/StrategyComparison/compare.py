@@ -233,7 +233,8 @@ def main() -> None:
     failures = [] if args.no_training else train_all(runs, wanted, results, path, args.jobs)
     if not results:
         sys.exit("\n".join([f"'{path}' has no result of this grid.", *failures]))
-    done = Grid([results[run] for run in runs if run in results], pairs_of(grid))
+    rows = [results[run] for run in runs if run in results]
+    done = Grid(rows, pairs_of(grid), grid.get("tables", {}))
     text = markdown(done)
     path.with_suffix(".md").write_text(text)
     plot(done, path.with_suffix(".png"))

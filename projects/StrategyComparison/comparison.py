@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t as students_t
@@ -34,7 +35,7 @@ class Result(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A mean over seeds and half of its 95% interval, infinite with fewer than three."""
+    """A mean over seeds and half of its 95% interval, infinite where nothing tells how wide."""
 
     mean: float
     half: float
@@ -44,17 +45,47 @@ class Interval(NamedTuple):
         return f"{self.mean:{'+' if signed else ''}.1f}{half}"
 
 
-def interval(values: Sequence[float]) -> Interval:
+class Spread(NamedTuple):
     """
-    By Student's t: what the seeds leave open, as if they were drawn from a normal law. That of two
-    seeds would be 12 times as wide as these lie apart, and hide all else in a picture.
+    Standard deviation of a metric over the runs of a strategy, and the degrees of freedom that it
+    was estimated with.
     """
-    if len(values) < 3:
-        return Interval(statistics.mean(values), math.inf)
-    quantile = students_t.ppf(0.975, len(values) - 1)
-    return Interval(
-        statistics.mean(values), quantile * statistics.stdev(values) / math.sqrt(len(values))
-    )
+
+    deviation: float
+    freedom: int
+
+    def interval(self, values: Sequence[float], runs_each: int) -> Interval:
+        """
+        By Student's t, of the mean of ``values``, each of one run, or the difference of two
+        (``runs_each`` = 2).
+        """
+        if self.freedom == 0:
+            return Interval(statistics.mean(values), math.inf)
+        quantile = students_t.ppf(0.975, self.freedom)
+        error = self.deviation * math.sqrt(runs_each / len(values))
+        return Interval(statistics.mean(values), quantile * error)
+
+
+def spread(results: Sequence[Result], metric: str, paired: bool) -> Spread:
+    """
+    What the mean of each strategy leaves of ``metric``; if ``paired``, less what a seed does to all
+    strategies alike. (The residuals of an analysis of variance with one or two factors.)
+
+    It is pooled over strategies, which are taken to vary alike: three seeds of one tell so little
+    of its own spread that they would make an interval twice as wide, and its width mere chance.
+    """
+    factors = [[result.strategy for result in results]]
+    if paired:
+        factors.append([result.seed for result in results])
+    levels = [
+        [level == name for level in factor] for factor in factors for name in dict.fromkeys(factor)
+    ]
+    design = np.array(levels, dtype=float).T
+    values = np.array([getattr(result, metric) for result in results])
+    effects, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
+    residuals = values - design @ effects
+    freedom = len(values) - int(rank)
+    return Spread(math.sqrt(residuals @ residuals / max(freedom, 1)), freedom)
 
 
 class Pair(NamedTuple):
@@ -65,8 +96,14 @@ class Pair(NamedTuple):
 
 
 class Grid(NamedTuple):
+    """
+    Attributes:
+        tables: strategies in rows and columns, by title, row and column.
+    """
+
     results: list[Result]
     pairs: list[Pair]
+    tables: dict[str, dict[str, dict[str, str]]]
 
     def datasets(self) -> list[str]:
         return list(dict.fromkeys(result.dataset for result in self.results))
@@ -79,18 +116,24 @@ class Grid(NamedTuple):
                 runs.setdefault(result.strategy, {})[result.seed] = result
         return runs
 
-    def compared(self, dataset: str) -> dict[Pair, list[tuple[Result, Result]]]:
-        """The runs of each strategy beside those of its baseline with the same seed."""
+    def beside(self, dataset: str, pair: Pair) -> list[tuple[Result, Result]]:
+        """The runs of a strategy beside those of its baseline with the same seed."""
         runs = self.runs(dataset)
-        compared = {
-            pair: [
-                (run, runs[pair.baseline][seed])
-                for seed, run in runs.get(pair.strategy, {}).items()
-                if seed in runs.get(pair.baseline, {})
-            ]
-            for pair in self.pairs
-        }
-        return {pair: beside for pair, beside in compared.items() if beside}
+        of_baseline = runs.get(pair.baseline, {})
+        return [
+            (run, of_baseline[seed])
+            for seed, run in runs.get(pair.strategy, {}).items()
+            if seed in of_baseline
+        ]
+
+    def compared(self, dataset: str) -> dict[Pair, list[tuple[Result, Result]]]:
+        """The pairs that have runs beside each other."""
+        return {pair: beside for pair in self.pairs if (beside := self.beside(dataset, pair))}
+
+    def spreads(self, dataset: str, paired: bool) -> dict[str, Spread]:
+        """See :func:`spread`, by metric."""
+        results = [result for result in self.results if result.dataset == dataset]
+        return {metric: spread(results, metric, paired) for metric in METRICS}
 
 
 def differences(beside: list[tuple[Result, Result]], metric: str) -> list[float]:
@@ -104,17 +147,22 @@ def markdown(grid: Grid) -> str:
     lines = []
     for dataset in grid.datasets():
         lines += [f"### {dataset}", "", f"| strategy | seeds | {columns} |", f"|---|---|{rule}"]
+        spreads = grid.spreads(dataset, paired=False)
         for name, runs in grid.runs(dataset).items():
             cells = [
-                interval([getattr(run, metric) for run in runs.values()]).text()
+                spreads[metric].interval([getattr(run, metric) for run in runs.values()], 1).text()
                 for metric in METRICS
             ]
             lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
         if compared := grid.compared(dataset):
             head = f"| difference of | to | seeds | {columns} | time |"
             lines += ["", head, f"|---|---|---|{rule}---|"]
+        spreads = grid.spreads(dataset, paired=True)
         for (name, baseline), beside in compared.items():
-            cells = [interval(differences(beside, metric)).text(signed=True) for metric in METRICS]
+            cells = [
+                spreads[metric].interval(differences(beside, metric), 2).text(signed=True)
+                for metric in METRICS
+            ]
             # The fastest of each: what else the machine does can only slow a run down.
             seconds, of_base = (
                 min(run.seconds for run in runs) for runs in zip(*beside, strict=True)
@@ -123,7 +171,29 @@ def markdown(grid: Grid) -> str:
             values = " | ".join([*cells, f"x {ratio:.2f}"])
             lines.append(f"| {name} | {baseline} | {len(beside)} | {values} |")
         lines.append("")
+        for title, rows in grid.tables.items():
+            lines += [f"{title}, {dataset}:", "", *cross_table(grid, dataset, rows), ""]
     return "\n".join(lines)
+
+
+def cross_table(grid: Grid, dataset: str, rows: dict[str, dict[str, str]]) -> list[str]:
+    """AP of the first strategy, and the differences of the others to it."""
+    first = next(iter(next(iter(rows.values())).values()))
+    mean, difference = (grid.spreads(dataset, paired)["AP"] for paired in (False, True))
+
+    def cell(name: str) -> str:
+        beside = grid.beside(dataset, Pair(name, first))
+        if not beside:
+            return "not run"
+        if name == first:
+            return mean.interval([run.AP for run, _ in beside], 1).text()
+        return difference.interval(differences(beside, "AP"), 2).text(signed=True)
+
+    columns = next(iter(rows.values()))
+    lines = [f"| AP | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for name, row in rows.items():
+        lines.append(f"| {name} | {' | '.join(cell(row[column]) for column in columns)} |")
+    return lines
 
 
 def plot(grid: Grid, path: Path) -> None:
@@ -137,9 +207,10 @@ def plot(grid: Grid, path: Path) -> None:
         len(datasets), len(METRICS), squeeze=False, sharey="row", height_ratios=heights
     )
     for row, (dataset, compared) in zip(panels, datasets.items(), strict=True):
+        spreads = grid.spreads(dataset, paired=True)
         for axes, metric in zip(row, METRICS, strict=True):
             for place, beside in enumerate(compared.values()):
-                plot_difference(axes, place, differences(beside, metric))
+                plot_difference(axes, place, differences(beside, metric), spreads[metric])
             axes.axvline(0, color="gray", lw=1)
             axes.grid(axis="x", alpha=0.3)
             axes.set_title(f"{dataset}, {metric}", fontsize=10)
@@ -150,8 +221,8 @@ def plot(grid: Grid, path: Path) -> None:
     figure.savefig(path)
 
 
-def plot_difference(axes: Axes, place: int, values: list[float]) -> None:
-    mean, half = interval(values)
+def plot_difference(axes: Axes, place: int, values: list[float], spread: Spread) -> None:
+    mean, half = spread.interval(values, runs_each=2)
     axes.plot(values, [place] * len(values), ".", color="lightgray")
     # An interval that leaves 0 out is drawn in colour.
     color = "gray" if abs(mean) <= half else ("C0" if mean > 0 else "C3")

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from detectron2.config import get_cfg
 from helpers import ROOT, load_script
+from scipy.stats import ttest_rel
 
 import pisa_d2
 
@@ -195,21 +196,60 @@ def test_what_is_done_is_reported_without_training(runs, grid, tmp_path, monkeyp
     assert "| plain | 1 | 40.0 | 41.0 |" in capsys.readouterr().out
 
 
-def test_intervals_are_those_of_students_t():
-    # 4.303 = t(0.975, 2) and 3.182 = t(0.975, 3), from a table.
+def result(strategy, seed, ap, seconds=1.0):
+    return comparison.Result("A", strategy, seed, *[ap] * 6, seconds, "")
+
+
+def test_an_interval_of_one_strategy_is_that_of_students_t():
+    # 4.303 = t(0.975, 2), from a table.
     values = [1.0, 2.0, 6.0]
+    runs = [result("plain", seed, value) for seed, value in enumerate(values)]
+    spread = comparison.spread(runs, "AP", paired=False)
     half = 4.303 * math.sqrt(7.0) / math.sqrt(3)
-    assert comparison.interval(values) == pytest.approx((3.0, half), rel=1e-3)
-    half = 3.182 * math.sqrt(14 / 3) / 2
-    assert comparison.interval([*values, 3.0]) == pytest.approx((3.0, half), rel=1e-3)
-    assert comparison.interval([5.0]) == (5.0, math.inf)
-    assert comparison.interval([40.0, 42.0]) == (41.0, math.inf)
+    assert spread.interval(values, runs_each=1) == pytest.approx((3.0, half), rel=1e-3)
+
+
+def test_an_interval_of_differences_of_two_strategies_is_that_of_the_paired_t_test():
+    values, others = [1.0, 2.0, 6.0, 3.0], [2.5, 2.0, 8.0, 3.5]
+    runs = [result("plain", seed, value) for seed, value in enumerate(values)]
+    runs += [result("other", seed, value) for seed, value in enumerate(others)]
+    differences = [other - value for value, other in zip(values, others, strict=True)]
+    mean, half = comparison.spread(runs, "AP", paired=True).interval(differences, runs_each=2)
+    expected = ttest_rel(others, values).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx(tuple(expected))
+
+
+def test_the_spread_is_pooled_over_strategies():
+    of_strategies = {"plain": [1.0, 2.0, 6.0], "other": [10.0, 12.0], "once": [7.0]}
+    runs = [
+        result(name, seed, value)
+        for name, values in of_strategies.items()
+        for seed, value in enumerate(values)
+    ]
+    # Squares about the means: 4 + 1 + 9, and 1 + 1.
+    assert comparison.spread(runs, "AP", paired=False) == pytest.approx((math.sqrt(16 / 3), 3))
+
+
+def test_what_a_seed_does_to_all_strategies_alike_is_no_spread_of_differences():
+    runs = [
+        result(name, seed, base + offset)
+        for name, base in (("plain", 50.0), ("other", 53.0), ("third", 41.0))
+        for seed, offset in enumerate((0.0, 2.0, -1.0))
+        if (name, seed) != ("third", 1)
+    ]
+    assert comparison.spread(runs, "AP", paired=True) == pytest.approx((0.0, 3), abs=1e-9)
+    assert comparison.spread(runs, "AP", paired=False).deviation > 1
+
+
+def test_single_runs_have_no_interval():
+    runs = [result("plain", 1, 40.0), result("other", 1, 42.0)]
+    for paired in (False, True):
+        spread = comparison.spread(runs, "AP", paired)
+        assert spread.interval([2.0], 2) == (2.0, math.inf)
+        assert spread.interval([2.0], 2).text(signed=True) == "+2.0"
 
 
 def test_differences_are_paired_by_seed_and_time_is_a_ratio():
-    def result(strategy, seed, ap, seconds):
-        return comparison.Result("A", strategy, seed, *[ap] * 6, seconds, "")
-
     grid = comparison.Grid(
         [
             result("plain", 1, 50.0, 10.0),
@@ -219,6 +259,7 @@ def test_differences_are_paired_by_seed_and_time_is_a_ratio():
             result("other", 3, 90.0, 1.0),  # has no partner
         ],
         [comparison.Pair("other", "plain"), comparison.Pair("absent", "plain")],
+        tables={},
     )
     ((pair, beside),) = grid.compared("A").items()
     assert pair == ("other", "plain")
@@ -226,8 +267,22 @@ def test_differences_are_paired_by_seed_and_time_is_a_ratio():
     ap, (_, _, row) = (table.splitlines() for table in comparison.markdown(grid).split("\n\n")[1:])
     assert [line.split(" | ")[1] for line in ap[2:]] == ["2", "3"]
     cells = row.strip("| ").split(" | ")
-    assert cells[:4] == ["other", "plain", "2", "+2.0"]
+    assert cells[:4] == ["other", "plain", "2", "+2.0 ± 12.7"]  # t(0.975, 1)
     assert cells[-1] == "x 1.10"  # the fastest of each: 11 by 10 seconds
+
+
+def test_a_table_of_two_choices_has_the_first_strategy_and_differences_to_it():
+    runs = [result("plain", seed, 50.0) for seed in (1, 2)]
+    runs += [result("hard", seed, 51.5) for seed in (1, 2)] + [result("both", 2, 49.0)]
+    table = {"soft": {"few": "plain", "many": "absent"}, "hard": {"few": "hard", "many": "both"}}
+    grid = comparison.Grid(runs, [], {"Both choices": table})
+    assert comparison.markdown(grid).rstrip().split("\n\n")[-2:] == [
+        "Both choices, A:",
+        "| AP | few | many |\n"
+        "|---|---|---|\n"
+        "| soft | 50.0 ± 0.0 | not run |\n"
+        "| hard | +1.5 ± 0.0 | -1.0 ± 0.0 |",
+    ]
 
 
 def test_a_strategy_is_compared_with_the_baseline_or_with_what_it_names():
@@ -255,3 +310,6 @@ def test_every_strategy_of_every_grid_has_a_config_and_what_it_is_compared_with(
         cfg.merge_from_file(str(ROOT / run.config))
         cfg.merge_from_list([str(word) for pair in run.options.items() for word in pair])
     assert {baseline for _, baseline in compare.pairs_of(grid)} <= set(grid["strategies"])
+    for rows in grid.get("tables", {}).values():
+        assert len({tuple(row) for row in rows.values()}) == 1
+        assert {name for row in rows.values() for name in row.values()} <= set(grid["strategies"])
