@@ -60,14 +60,19 @@ class Run:
 
 def runs_of(grid: dict[str, Any], output: Path) -> Iterator[Run]:
     """Seed by seed, so that what is done first can be compared."""
-    strategies = grid["strategies"]
-    seeds = {name: of.get("seeds", grid["seeds"]) for name, of in strategies.items()}
-    for seed in sorted({seed for of_strategy in seeds.values() for seed in of_strategy}):
-        for dataset, options in grid["datasets"].items():
+
+    def seeds(strategy: dict[str, Any], dataset: str) -> list[int]:
+        if dataset not in strategy.get("datasets", grid["datasets"]):
+            return []
+        seeds = strategy.get("seeds", grid["seeds"])
+        return seeds[dataset] if isinstance(seeds, dict) else seeds
+
+    strategies, datasets = grid["strategies"], grid["datasets"]
+    every = {seed for of in strategies.values() for name in datasets for seed in seeds(of, name)}
+    for seed in sorted(every):
+        for dataset, options in datasets.items():
             for name, strategy in strategies.items():
-                if seed not in seeds[name] or dataset not in strategy.get(
-                    "datasets", grid["datasets"]
-                ):
+                if seed not in seeds(strategy, dataset):
                     continue
                 folder = re.sub(r"\W+", "_", name).strip("_")
                 yield Run(

@@ -76,6 +76,19 @@ def test_a_grid_is_run_seed_by_seed_in_folders_of_their_own(runs):
     assert len({run.folder for run in runs}) == len(runs)
 
 
+def test_a_strategy_has_seeds_of_its_own_for_each_data_set(tmp_path):
+    grid = yaml.safe_load(GRID)
+    grid["seeds"] = {"A": [1], "B": [2]}
+    grid["strategies"]["twice, x 2"]["seeds"] = {"A": [2, 3], "B": []}
+    assert [(run.seed, run.dataset, run.strategy) for run in compare.runs_of(grid, tmp_path)] == [
+        (1, "A", "plain"),
+        (2, "A", "twice, x 2"),
+        (2, "B", "plain"),
+        (3, "A", "twice, x 2"),
+        (7, "B", "other"),
+    ]
+
+
 def test_a_command_has_the_options_of_the_data_set_and_then_of_the_strategy(runs):
     run = find(runs, "A", "twice, x 2", 7)
     command = run.command()
