@@ -201,8 +201,8 @@ def plot(grid: Grid, path: Path) -> None:
     datasets = {name: compared for name in grid.datasets() if (compared := grid.compared(name))}
     if not datasets:
         return
-    heights = [0.9 + 0.24 * len(compared) for compared in datasets.values()]
-    figure = Figure(figsize=(16, sum(heights)), dpi=100, layout="constrained")
+    heights = [0.9 + 0.22 * len(compared) for compared in datasets.values()]
+    figure = Figure(figsize=(13, sum(heights)), dpi=120, layout="constrained")
     panels = figure.subplots(
         len(datasets), len(METRICS), squeeze=False, sharey="row", height_ratios=heights
     )
@@ -213,11 +213,15 @@ def plot(grid: Grid, path: Path) -> None:
                 plot_difference(axes, place, differences(beside, metric), spreads[metric])
             axes.axvline(0, color="gray", lw=1)
             axes.grid(axis="x", alpha=0.3)
-            axes.set_title(f"{dataset}, {metric}", fontsize=10)
+            axes.locator_params(axis="x", nbins=4)
+            axes.tick_params(axis="y", length=0)
+            axes.set_title(f"{dataset}, {metric}", fontsize=9)
         labels = [f"{name} - ({baseline})" for name, baseline in compared]
-        row[0].set_yticks(range(len(labels)), labels, fontsize=8)
-        row[0].invert_yaxis()
-    figure.supxlabel("difference to the baseline of the same seed: each, mean and 95% interval")
+        row[0].set_yticks(range(len(labels)), labels, fontsize=9)
+        row[0].set_ylim(len(labels) - 0.5, -0.5)
+    figure.supxlabel(
+        "difference to the baseline of the same seed: each, mean and 95% interval", fontsize=10
+    )
     figure.savefig(path)
 
 
