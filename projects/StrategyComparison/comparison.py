@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -201,7 +202,7 @@ def plot(grid: Grid, path: Path) -> None:
     datasets = {name: compared for name in grid.datasets() if (compared := grid.compared(name))}
     if not datasets:
         return
-    heights = [0.9 + 0.22 * len(compared) for compared in datasets.values()]
+    heights = [0.9 + 0.27 * len(compared) for compared in datasets.values()]
     figure = Figure(figsize=(13, sum(heights)), dpi=120, layout="constrained")
     panels = figure.subplots(
         len(datasets), len(METRICS), squeeze=False, sharey="row", height_ratios=heights
@@ -216,8 +217,8 @@ def plot(grid: Grid, path: Path) -> None:
             axes.locator_params(axis="x", nbins=4)
             axes.tick_params(axis="y", length=0)
             axes.set_title(f"{dataset}, {metric}", fontsize=9)
-        labels = [f"{name} - ({baseline})" for name, baseline in compared]
-        row[0].set_yticks(range(len(labels)), labels, fontsize=9)
+        labels = [textwrap.fill(f"{name} - ({baseline})", 44) for name, baseline in compared]
+        row[0].set_yticks(range(len(labels)), labels, fontsize=8)
         row[0].set_ylim(len(labels) - 0.5, -0.5)
     figure.supxlabel(
         "difference to the baseline of the same seed: each, mean and 95% interval", fontsize=10
