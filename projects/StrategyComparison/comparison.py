@@ -148,20 +148,20 @@ def markdown(grid: Grid) -> str:
     lines = []
     for dataset in grid.datasets():
         lines += [f"### {dataset}", "", f"| strategy | seeds | {columns} |", f"|---|---|{rule}"]
-        spreads = grid.spreads(dataset, paired=False)
+        of_runs = grid.spreads(dataset, paired=False)
+        of_differences = grid.spreads(dataset, paired=True)
         for name, runs in grid.runs(dataset).items():
             cells = [
-                spreads[metric].interval([getattr(run, metric) for run in runs.values()], 1).text()
+                of_runs[metric].interval([getattr(run, metric) for run in runs.values()], 1).text()
                 for metric in METRICS
             ]
             lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
         if compared := grid.compared(dataset):
             head = f"| difference of | to | seeds | {columns} | time |"
             lines += ["", head, f"|---|---|---|{rule}---|"]
-        spreads = grid.spreads(dataset, paired=True)
         for (name, baseline), beside in compared.items():
             cells = [
-                spreads[metric].interval(differences(beside, metric), 2).text(signed=True)
+                of_differences[metric].interval(differences(beside, metric), 2).text(signed=True)
                 for metric in METRICS
             ]
             # The fastest of each: what else the machine does can only slow a run down.
@@ -173,22 +173,28 @@ def markdown(grid: Grid) -> str:
             lines.append(f"| {name} | {baseline} | {len(beside)} | {values} |")
         lines.append("")
         for title, rows in grid.tables.items():
-            lines += [f"{title}, {dataset}:", "", *cross_table(grid, dataset, rows), ""]
+            table = cross_table(grid, dataset, rows, of_runs["AP"], of_differences["AP"])
+            lines += [f"{title}, {dataset}:", "", *table, ""]
     return "\n".join(lines)
 
 
-def cross_table(grid: Grid, dataset: str, rows: dict[str, dict[str, str]]) -> list[str]:
+def cross_table(
+    grid: Grid,
+    dataset: str,
+    rows: dict[str, dict[str, str]],
+    of_runs: Spread,
+    of_differences: Spread,
+) -> list[str]:
     """AP of the first strategy, and the differences of the others to it."""
     first = next(iter(next(iter(rows.values())).values()))
-    mean, difference = (grid.spreads(dataset, paired)["AP"] for paired in (False, True))
 
     def cell(name: str) -> str:
         beside = grid.beside(dataset, Pair(name, first))
         if not beside:
             return "not run"
         if name == first:
-            return mean.interval([run.AP for run, _ in beside], 1).text()
-        return difference.interval(differences(beside, "AP"), 2).text(signed=True)
+            return of_runs.interval([run.AP for run, _ in beside], 1).text()
+        return of_differences.interval(differences(beside, "AP"), 2).text(signed=True)
 
     columns = next(iter(rows.values()))
     lines = [f"| AP | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
