@@ -77,7 +77,7 @@ def _write_split(folder: Path, split: str, settings: dict[str, int], progress: b
     for image_id in tqdm(image_ids, desc=f"digits {split}", disable=not progress):
         # A generator for each image: a larger data set begins with the images of a smaller one.
         rng = np.random.default_rng((settings["seed"], list(_SPLITS).index(split), image_id))
-        digits = drawing.place_digits(scans, sources, rng)
+        digits = drawing.place_digits(scans, sources, rng, settings["max_digits"])
         background = drawing.crop_photo(views[rng.integers(len(views))], rng)
         file_name = f"{image_id:06d}.jpg"
         image = Image.fromarray(drawing.paint_digits(background, digits, rng))
@@ -141,6 +141,7 @@ def make_digits(
     num_train: int = 600,
     num_val: int = 150,
     seed: int = 0,
+    max_digits: int = drawing.MAX_DIGITS,
     progress: bool = False,
 ) -> Path:
     """
@@ -150,6 +151,7 @@ def make_digits(
 
     Args:
         num_train, num_val: number of images, at least 1.
+        max_digits: of an image, at least 1; with 1 or 2, most of an image is background.
         progress: show a progress bar.
 
     Returns:
@@ -157,14 +159,21 @@ def make_digits(
         in COCO's format, with the index in ``load_digits`` as an additional key "source".
 
     Raises:
-        ValueError: no images, or a negative seed, are asked for.
+        ValueError: no images, no digits, or a negative seed, are asked for.
         ImportError: scikit-learn is missing.
         FileExistsError: the folder exists and was not made with these arguments.
         OSError: ``root`` cannot be written to.
     """
-    settings = {"num_train": num_train, "num_val": num_val, "seed": seed}
-    if num_train < 1 or num_val < 1 or seed < 0:
-        raise ValueError(f"Need num_train >= 1, num_val >= 1 and seed >= 0, not {settings}.")
+    settings = {
+        "num_train": num_train,
+        "num_val": num_val,
+        "seed": seed,
+        "max_digits": max_digits,
+    }
+    if num_train < 1 or num_val < 1 or seed < 0 or max_digits < 1:
+        raise ValueError(
+            f"Need num_train >= 1, num_val >= 1, seed >= 0 and max_digits >= 1, not {settings}."
+        )
     folder = Path(root).expanduser() / "digits"
     if not folder.exists():
         _build(folder, settings, progress)
@@ -215,8 +224,17 @@ def main() -> None:
     parser.add_argument("--num-train", type=int, default=600, help="training images (%(default)s)")
     parser.add_argument("--num-val", type=int, default=150, help="validation images (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="%(default)s by default")
+    parser.add_argument(
+        "--max-digits",
+        type=int,
+        default=drawing.MAX_DIGITS,
+        help="of an image (%(default)s); with 1 or 2, most of it is background",
+    )
     args = parser.parse_args()
-    print(make_digits(args.root, args.num_train, args.num_val, args.seed, progress=True))
+    root = make_digits(
+        args.root, args.num_train, args.num_val, args.seed, args.max_digits, progress=True
+    )
+    print(root)
 
 
 if __name__ == "__main__":

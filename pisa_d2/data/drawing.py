@@ -22,7 +22,7 @@ MAX_IOU = 0.4  # of two digits' boxes
 
 _CROP_WIDTHS = (120, 240)  # pixels of a photograph that become W
 _SIZES = (20, 128)  # pixels, nominal height of a digit: from COCO's small to its large
-_COUNTS = (3, 9)  # digits that an image should get; there may not be room for all
+MAX_DIGITS = 9  # that an image should get; there may not be room for all
 _EMPTY = 0.04  # share of images without any
 _CONTRASTS = (90, 190)  # grey levels between ink and the mean of what it is drawn on
 
@@ -106,11 +106,17 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return intersection / union
 
 
-def place_digits(scans: np.ndarray, sources: np.ndarray, rng: np.random.Generator) -> list[Digit]:
+def place_digits(
+    scans: np.ndarray,
+    sources: np.ndarray,
+    rng: np.random.Generator,
+    max_digits: int = MAX_DIGITS,
+) -> list[Digit]:
     """
     Args:
         scans: (1797, 8, 8), ink from 0 to 16.
         sources: indices of the scans to choose from.
+        max_digits: that an image should get, at least 1; at least a third of it is asked for.
 
     Returns:
         The digits of one image, the lowest first, all inside it and none covered much.
@@ -118,7 +124,8 @@ def place_digits(scans: np.ndarray, sources: np.ndarray, rng: np.random.Generato
     digits: list[Digit] = []
     if rng.random() < _EMPTY:
         return digits
-    for source in rng.choice(sources, rng.integers(*_COUNTS, endpoint=True)):
+    count = rng.integers(max(max_digits // 3, 1), max_digits, endpoint=True)
+    for source in rng.choice(sources, count):
         size = np.exp(rng.uniform(*np.log(_SIZES)))  # as many from 20 to 40 as from 40 to 80
         opacity = draw_digit(scans[source], size, angle=rng.uniform(-15, 15))
         height, width = opacity.shape

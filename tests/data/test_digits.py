@@ -187,6 +187,19 @@ def test_sizes_are_small_medium_and_large_and_some_images_empty(
     assert max(counts) == 9
 
 
+@pytest.mark.parametrize(("most", "least"), [(1, 1), (2, 1), (9, 3)])
+def test_images_have_as_many_digits_as_asked_for(most: int, least: int):
+    scans, labels = datasets.load_digits(return_X_y=True)
+    sources = np.arange(len(labels))
+    rng = np.random.default_rng(1)
+    counts = {
+        len(drawing.place_digits(scans.reshape(-1, 8, 8), sources, rng, max_digits=most))
+        for _ in range(60)
+    }
+    assert max(counts) == most
+    assert {*range(least, most + 1)} <= counts <= {0, *range(1, most + 1)}
+
+
 def test_importing_the_package_registers_both_splits():
     for split in ("train", "val"):
         assert f"digits_{split}" in DatasetCatalog
@@ -240,7 +253,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path):
         make_digits(tmp_path, **SMALL)
 
 
-@pytest.mark.parametrize("wrong", [{"num_train": 0}, {"num_val": -1}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"num_train": 0}, {"num_val": -1}, {"seed": -1}, {"max_digits": 0}]
+)
 def test_impossible_arguments_are_refused(tmp_path: Path, wrong: dict[str, int]):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         make_digits(tmp_path, **{**SMALL, **wrong})
@@ -300,8 +315,10 @@ def test_missing_scikit_learn_says_how_to_install_it(
 def test_the_command_makes_it_and_says_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    arguments = f"--root {tmp_path} --num-train 2 --num-val 1 --seed 5".split()
+    arguments = f"--root {tmp_path} --num-train 2 --num-val 1 --seed 5 --max-digits 1".split()
     monkeypatch.setattr(sys, "argv", ["digits", *arguments])
     runpy.run_module("pisa_d2.data.digits", run_name="__main__")
     assert capsys.readouterr().out.strip() == str(tmp_path / "digits")
-    assert len(read_json(tmp_path / "digits", "train")["images"]) == 2
+    content = read_json(tmp_path / "digits", "train")
+    assert len(content["images"]) == 2
+    assert len(content["annotations"]) <= 2
