@@ -27,7 +27,7 @@ HOST_COPIES = {
 
 # Paths under configs/. A config of a method is named after the plain one beside it.
 CONFIGS = sorted(str(p.relative_to(ROOT / "configs")) for p in ROOT.glob("configs/**/*.yaml"))
-METHODS = ("pisa_", "iou_balanced_", "ohem_")
+METHODS = ("pisa_", "pisa_score_hlr_", "iou_balanced_", "ohem_")
 PLAIN = [c for c in CONFIGS if not Path(c).name.startswith(("Base", *METHODS))]
 
 

@@ -352,6 +352,13 @@ def test_configs_of_samplers_have_nothing_of_pisa(method, samplers):
     assert {name for name in ours if ours[name] != expected[name]} == {"OUTPUT_DIR"}
 
 
+def test_the_config_of_the_release_differs_from_pisa_by_the_negatives():
+    released = "COCO-Detection/pisa_score_hlr_faster_rcnn_R_50_FPN_1x.yaml"
+    changed = differing(released, "COCO-Detection/pisa_faster_rcnn_R_50_FPN_1x.yaml")
+    assert changed.pop("MODEL.ROI_HEADS.NEGATIVE_SAMPLER.NAME") == "ScoreHLRSampler"
+    assert changed.keys() == {"OUTPUT_DIR"}
+
+
 @pytest.mark.parametrize("plain", PLAIN)
 def test_the_model_zoo_lists_every_config(plain):
     text = (ROOT / "MODEL_ZOO.md").read_text()

@@ -19,10 +19,10 @@ WIDTH, HEIGHT = 256, 192
 INK = 0.25  # opacity from which a pixel counts as ink, for boxes and for visibility
 MIN_VISIBLE = 0.7  # share of a digit's ink that others leave uncovered
 MAX_IOU = 0.4  # of two digits' boxes
+MAX_DIGITS = 9  # that an image should get; there may not be room for all
 
 _CROP_WIDTHS = (120, 240)  # pixels of a photograph that become W
 _SIZES = (20, 128)  # pixels, nominal height of a digit: from COCO's small to its large
-MAX_DIGITS = 9  # that an image should get; there may not be room for all
 _EMPTY = 0.04  # share of images without any
 _CONTRASTS = (90, 190)  # grey levels between ink and the mean of what it is drawn on
 
