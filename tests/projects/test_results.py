@@ -10,6 +10,7 @@ compare = load_script("projects/StrategyComparison/compare.py")
 
 PROJECT = ROOT / "projects/StrategyComparison"
 GRIDS = sorted(path.stem for path in PROJECT.glob("results/*.csv"))
+IN_README = {"strategies": "", "few_objects": ", few objects", "from_scratch": ", from scratch"}
 
 
 def tables(text):
@@ -43,10 +44,9 @@ def test_the_tables_of_the_report_are_those_of_the_comparison():
 
 def test_the_table_of_the_readme_is_an_extract_of_the_comparison():
     sections = {}
-    for name in ("strategies", "from_scratch"):
+    for name, start in IN_README.items():
         for section in committed(name).split("### ")[1:]:
-            dataset = section.splitlines()[0] + ", from scratch" * (name == "from_scratch")
-            sections[dataset] = section
+            sections[section.splitlines()[0] + start] = section
     extract = re.findall(
         rf"^\| ({'|'.join(sections)}) (\|.* ± .* ± .*) \|$",
         (ROOT / "README.md").read_text(),
