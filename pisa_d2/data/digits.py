@@ -231,10 +231,10 @@ def main() -> None:
         help="of an image (%(default)s); with 1 or 2, most of it is background",
     )
     args = parser.parse_args()
-    root = make_digits(
+    folder = make_digits(
         args.root, args.num_train, args.num_val, args.seed, args.max_digits, progress=True
     )
-    print(root)
+    print(folder)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,8 @@ def place_digits(
     Args:
         scans: (1797, 8, 8), ink from 0 to 16.
         sources: indices of the scans to choose from.
-        max_digits: that an image should get, at least 1; at least a third of it is asked for.
+        max_digits: that an image should get, at least 1. The fewest are a third of it, rounded
+            down, or 1.
 
     Returns:
         The digits of one image, the lowest first, all inside it and none covered much.
