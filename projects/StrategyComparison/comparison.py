@@ -131,10 +131,30 @@ class Grid(NamedTuple):
         """The pairs that have runs beside each other."""
         return {pair: beside for pair in self.pairs if (beside := self.beside(dataset, pair))}
 
-    def spreads(self, dataset: str, paired: bool) -> dict[str, Spread]:
-        """See :func:`spread`, by metric."""
-        results = [result for result in self.results if result.dataset == dataset]
-        return {metric: spread(results, metric, paired) for metric in METRICS}
+    def families(self, dataset: str) -> set[frozenset[str]]:
+        """Strategies that are compared with each other, directly or through others."""
+        families = {name: frozenset([name]) for name in self.runs(dataset)}
+        for pair in self.pairs:
+            if families.keys() >= set(pair):
+                family = families[pair.strategy] | families[pair.baseline]
+                families.update(dict.fromkeys(family, family))
+        return set(families.values())
+
+    def spreads(self, dataset: str, paired: bool) -> dict[str, dict[str, Spread]]:
+        """
+        See :func:`spread`, by strategy and metric. It is that of the strategy's family: a seed does
+        something else to another model, which would count as spread of both.
+        """
+        spreads = {}
+        for family in self.families(dataset):
+            results = [
+                result
+                for result in self.results
+                if result.dataset == dataset and result.strategy in family
+            ]
+            of_family = {metric: spread(results, metric, paired) for metric in METRICS}
+            spreads.update(dict.fromkeys(family, of_family))
+        return spreads
 
 
 def differences(beside: list[tuple[Result, Result]], metric: str) -> list[float]:
@@ -152,7 +172,9 @@ def markdown(grid: Grid) -> str:
         of_differences = grid.spreads(dataset, paired=True)
         for name, runs in grid.runs(dataset).items():
             cells = [
-                of_runs[metric].interval([getattr(run, metric) for run in runs.values()], 1).text()
+                of_runs[name][metric]
+                .interval([getattr(run, metric) for run in runs.values()], 1)
+                .text()
                 for metric in METRICS
             ]
             lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
@@ -161,7 +183,9 @@ def markdown(grid: Grid) -> str:
             lines += ["", head, f"|---|---|---|{rule}---|"]
         for (name, baseline), beside in compared.items():
             cells = [
-                of_differences[metric].interval(differences(beside, metric), 2).text(signed=True)
+                of_differences[name][metric]
+                .interval(differences(beside, metric), 2)
+                .text(signed=True)
                 for metric in METRICS
             ]
             # The fastest of each: what else the machine does can only slow a run down.
@@ -173,28 +197,23 @@ def markdown(grid: Grid) -> str:
             lines.append(f"| {name} | {baseline} | {len(beside)} | {values} |")
         lines.append("")
         for title, rows in grid.tables.items():
-            table = cross_table(grid, dataset, rows, of_runs["AP"], of_differences["AP"])
-            lines += [f"{title}, {dataset}:", "", *table, ""]
+            lines += [f"{title}, {dataset}:", "", *cross_table(grid, dataset, rows), ""]
     return "\n".join(lines)
 
 
-def cross_table(
-    grid: Grid,
-    dataset: str,
-    rows: dict[str, dict[str, str]],
-    of_runs: Spread,
-    of_differences: Spread,
-) -> list[str]:
+def cross_table(grid: Grid, dataset: str, rows: dict[str, dict[str, str]]) -> list[str]:
     """AP of the first strategy, and the differences of the others to it."""
     first = next(iter(next(iter(rows.values())).values()))
+    of_runs = grid.spreads(dataset, paired=False)
+    of_differences = grid.spreads(dataset, paired=True)
 
     def cell(name: str) -> str:
         beside = grid.beside(dataset, Pair(name, first))
         if not beside:
             return "not run"
         if name == first:
-            return of_runs.interval([run.AP for run, _ in beside], 1).text()
-        return of_differences.interval(differences(beside, "AP"), 2).text(signed=True)
+            return of_runs[name]["AP"].interval([run.AP for run, _ in beside], 1).text()
+        return of_differences[name]["AP"].interval(differences(beside, "AP"), 2).text(signed=True)
 
     columns = next(iter(rows.values()))
     lines = [f"| AP | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
@@ -216,8 +235,9 @@ def plot(grid: Grid, path: Path) -> None:
     for row, (dataset, compared) in zip(panels, datasets.items(), strict=True):
         spreads = grid.spreads(dataset, paired=True)
         for axes, metric in zip(row, METRICS, strict=True):
-            for place, beside in enumerate(compared.values()):
-                plot_difference(axes, place, differences(beside, metric), spreads[metric])
+            for place, (pair, beside) in enumerate(compared.items()):
+                of_pair = spreads[pair.strategy][metric]
+                plot_difference(axes, place, differences(beside, metric), of_pair)
             axes.axvline(0, color="gray", lw=1)
             axes.grid(axis="x", alpha=0.3)
             axes.locator_params(axis="x", nbins=4)

@@ -262,6 +262,27 @@ def test_single_runs_have_no_interval():
         assert spread.interval([2.0], 2).text(signed=True) == "+2.0"
 
 
+def test_models_that_are_not_compared_do_not_widen_each_others_intervals():
+    """Here a seed lifts all strategies of one model alike, and does nothing to the others."""
+    offsets = {"plain": (0.0, 0.0, 0.0), "deep": (0.0, 5.0, -3.0)}
+    runs, pairs = [], []
+    for model, of_seeds in offsets.items():
+        for name, gain in ((model, 0.0), (f"{model} b", 1.0), (f"{model} c", 2.0)):
+            runs += [result(name, seed, 50 + gain + offset) for seed, offset in enumerate(of_seeds)]
+            pairs += [comparison.Pair(name, model)] if name != model else []
+    elsewhere = result("other", 1, 0.0)._replace(dataset="B")
+    grid = comparison.Grid([*runs, elsewhere], pairs, tables={})
+    assert grid.families("A") == {
+        frozenset(f"{model}{suffix}" for suffix in ("", " b", " c")) for model in offsets
+    }
+    for name, of_strategy in grid.spreads("A", paired=True).items():
+        assert of_strategy["AP"] == pytest.approx((0.0, 4), abs=1e-9), name
+    assert comparison.spread(runs, "AP", paired=True).deviation > 1
+    of_runs = grid.spreads("A", paired=False)
+    assert of_runs["plain c"]["AP"].deviation == pytest.approx(0, abs=1e-9)
+    assert of_runs["deep c"]["AP"].deviation > 1
+
+
 def test_differences_are_paired_by_seed_and_time_is_a_ratio():
     grid = comparison.Grid(
         [
@@ -288,7 +309,8 @@ def test_a_table_of_two_choices_has_the_first_strategy_and_differences_to_it():
     runs = [result("plain", seed, 50.0) for seed in (1, 2)]
     runs += [result("hard", seed, 51.5) for seed in (1, 2)] + [result("both", 2, 49.0)]
     table = {"soft": {"few": "plain", "many": "absent"}, "hard": {"few": "hard", "many": "both"}}
-    grid = comparison.Grid(runs, [], {"Both choices": table})
+    pairs = [comparison.Pair(name, "plain") for name in ("hard", "both")]
+    grid = comparison.Grid(runs, pairs, {"Both choices": table})
     assert comparison.markdown(grid).rstrip().split("\n\n")[-2:] == [
         "Both choices, A:",
         "| AP | few | many |\n"
