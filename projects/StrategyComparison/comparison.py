@@ -134,10 +134,9 @@ class Grid(NamedTuple):
     def families(self, dataset: str) -> set[frozenset[str]]:
         """Strategies that are compared with each other, directly or through others."""
         families = {name: frozenset([name]) for name in self.runs(dataset)}
-        for pair in self.pairs:
-            if families.keys() >= set(pair):
-                family = families[pair.strategy] | families[pair.baseline]
-                families.update(dict.fromkeys(family, family))
+        for pair in self.compared(dataset):
+            family = families[pair.strategy] | families[pair.baseline]
+            families.update(dict.fromkeys(family, family))
         return set(families.values())
 
     def spreads(self, dataset: str, paired: bool) -> dict[str, dict[str, Spread]]:
@@ -145,13 +144,10 @@ class Grid(NamedTuple):
         See :func:`spread`, by strategy and metric. It is that of the strategy's family: a seed does
         something else to another model, which would count as spread of both.
         """
+        of_dataset = [result for result in self.results if result.dataset == dataset]
         spreads = {}
         for family in self.families(dataset):
-            results = [
-                result
-                for result in self.results
-                if result.dataset == dataset and result.strategy in family
-            ]
+            results = [result for result in of_dataset if result.strategy in family]
             of_family = {metric: spread(results, metric, paired) for metric in METRICS}
             spreads.update(dict.fromkeys(family, of_family))
         return spreads
@@ -197,15 +193,20 @@ def markdown(grid: Grid) -> str:
             lines.append(f"| {name} | {baseline} | {len(beside)} | {values} |")
         lines.append("")
         for title, rows in grid.tables.items():
-            lines += [f"{title}, {dataset}:", "", *cross_table(grid, dataset, rows), ""]
+            table = cross_table(grid, dataset, rows, of_runs, of_differences)
+            lines += [f"{title}, {dataset}:", "", *table, ""]
     return "\n".join(lines)
 
 
-def cross_table(grid: Grid, dataset: str, rows: dict[str, dict[str, str]]) -> list[str]:
+def cross_table(
+    grid: Grid,
+    dataset: str,
+    rows: dict[str, dict[str, str]],
+    of_runs: dict[str, dict[str, Spread]],
+    of_differences: dict[str, dict[str, Spread]],
+) -> list[str]:
     """AP of the first strategy, and the differences of the others to it."""
     first = next(iter(next(iter(rows.values())).values()))
-    of_runs = grid.spreads(dataset, paired=False)
-    of_differences = grid.spreads(dataset, paired=True)
 
     def cell(name: str) -> str:
         beside = grid.beside(dataset, Pair(name, first))
