@@ -1,16 +1,11 @@
 #!/usr/bin/env python3
-"""Train and evaluate Libra R-CNN: the repository's train_net.py with its pyramid and keys."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this script is a train_net.py too
+"""Train and evaluate Libra R-CNN: pisa_d2's train_net.py with its pyramid and keys."""
 
 import pisa_d2  # isort: skip  (readies Detectron2)
 
 from libra import add_libra_config
 
-import train_net
+from pisa_d2 import train_net
 
 
 def add_config(cfg):

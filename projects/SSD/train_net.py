@@ -1,18 +1,14 @@
 #!/usr/bin/env python3
-"""Train and evaluate SSD: the repository's train_net.py with SSD's keys, images and clipping."""
+"""Train and evaluate SSD: pisa_d2's train_net.py with SSD's keys, images and clipping."""
 
 import itertools
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this script is a train_net.py too
 
 import pisa_d2  # isort: skip  (readies Detectron2)
 
 import torch
 from ssd import SSDMapper, add_ssd_config
 
-import train_net
+from pisa_d2 import train_net
 
 
 class Trainer(train_net.Trainer):
