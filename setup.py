@@ -40,6 +40,12 @@ setup(
         "digits": ["scikit-learn"],
         "projects": ["matplotlib", "scipy"],
         # Pinned, so that everybody's `make lint` says the same; the newest that run on Python 3.10.
-        "dev": ["hypothesis==6.168.5", "mypy==2.4.1", "pytest==9.2.0", "ruff==0.17.6"],
+        "dev": [
+            "hypothesis==6.168.5",
+            "mypy==2.4.1",
+            "pytest==9.2.0",
+            "pytest-xdist==3.8.0",
+            "ruff==0.17.6",
+        ],
     },
 )

@@ -1,6 +1,10 @@
 import os
 from collections.abc import Callable, Iterator
 
+# Before torch is imported, and for the processes that tests start: several processes of several
+# threads each would wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pisa_d2  # noqa: F401  # isort: skip  (Detectron2 0.6 cannot be imported before it)
 
 import pytest

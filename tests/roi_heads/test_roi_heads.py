@@ -479,7 +479,10 @@ def test_ignored_proposals_are_never_chosen():
         assert torch.equal(p.gt_classes < 3, ious >= 0.7)
 
 
-def test_a_sampler_from_outside_the_package_is_named_in_the_config():
+def test_a_sampler_from_outside_the_package_is_named_in_the_config(monkeypatch):
+    registered = dict(PROPOSAL_SAMPLER_REGISTRY._obj_map)
+    monkeypatch.setattr(PROPOSAL_SAMPLER_REGISTRY, "_obj_map", registered)
+
     @PROPOSAL_SAMPLER_REGISTRY.register()
     class SmallestFirstSampler(ProposalSampler):
         def __call__(self, candidates, num):
@@ -496,7 +499,6 @@ def test_a_sampler_from_outside_the_package_is_named_in_the_config():
     )
     areas = [p.proposal_boxes.area()[p.gt_classes == 3] for p in (chosen, all_)]
     assert torch.equal(areas[0].sort().values, areas[1].sort().values[: len(areas[0])])
-    PROPOSAL_SAMPLER_REGISTRY._obj_map.pop("SmallestFirstSampler")
 
 
 def test_the_mixin_turns_any_roi_heads_into_pisa_heads():
