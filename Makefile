@@ -5,10 +5,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test fuzz lint format clean
+.PHONY: help setup train test test-all fuzz lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/installed ## create .venv with torch, Detectron2 0.6, this package and its tools
 	@echo "Ready: .venv"
@@ -19,8 +19,11 @@ train: .venv/installed ## train a small detector of digits and draw what it find
 		--config-file configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml OUTPUT_DIR output/digits
 	@$(BIN)/python projects/ShowDetections/show_detections.py output/digits
 
-test: lint ## lint, then run the tests
+test: lint ## lint, then run the tests: some minutes
 	$(BIN)/pytest
+
+test-all: lint ## lint, then run the tests, also the slow ones
+	$(BIN)/pytest -m 'not by_hand'
 
 # Cases a test, and what they are drawn from: a run can be repeated.
 FUZZ_EXAMPLES ?= 20000

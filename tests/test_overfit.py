@@ -23,7 +23,7 @@ from detectron2.utils.events import EventStorage
 from helpers import COCO, ROOT, has_coco
 
 pytestmark = [
-    pytest.mark.slow,  # about 3 minutes each on one core
+    pytest.mark.by_hand,  # about 3 minutes each on one core
     pytest.mark.skipif(not has_coco(), reason=f"'{COCO}' has no COCO images and annotations"),
 ]
 

@@ -8,7 +8,6 @@ restart by torchrun nothing is sent.
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -25,7 +24,6 @@ class Trainer(train_net.Trainer):
         rank, iteration, name, whom = os.environ["STRIKE"].split()
         first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
         if first and (comm.get_rank(), self.iter) == (int(rank), int(iteration)):
-            print(f"Strike at {time.time()}", flush=True)
             send = {"self": os.kill, "group": os.killpg}[whom]
             send(os.getpid() if whom == "self" else os.getpgrp(), getattr(signal, name))
         super().run_step()

@@ -46,6 +46,7 @@ def test_without_pisa_that_gradient_is_stock_detectron2s(uninterrupted):
     torch.testing.assert_close(off, stock, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_stopped_and_killed_again_ends_as_if_it_had_been_left_alone(
     uninterrupted, datasets, tmp_path
 ):

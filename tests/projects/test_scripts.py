@@ -12,6 +12,7 @@ SCRIPTS = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_starts_in_a_process_of_its_own(script, tmp_path):
     """Within the tests, pisa_d2 has readied Detectron2 before any script is imported."""
