@@ -7,8 +7,11 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from fvcore.nn import giou_loss, smooth_l1_loss
 from torch import Tensor
 
-from .config import BALANCED_L1, BalancedL1
-from .hlr import at_least_float32
+from .ordering import at_least_float32
+from .settings import BalancedL1
+
+# The type of box loss that Detectron2 itself does not have.
+BALANCED_L1 = "balanced_l1"
 
 _IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
 

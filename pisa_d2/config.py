@@ -1,14 +1,43 @@
-import math
-import sys
-from dataclasses import dataclass, fields
-from numbers import Integral, Real
+"""The config keys of this package, and their translation to arguments of constructors."""
+
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from detectron2.config import CfgNode as CN
 from fvcore.common.registry import Registry
 
-# The BBOX_REG_LOSS_TYPE that Detectron2 itself does not have.
-BALANCED_L1 = "balanced_l1"
+from .box_losses import BALANCED_L1
+from .settings import (
+    CARL,
+    ISR,
+    BalancedL1,
+    NegativeISR,
+    SettingError,
+    check_count,
+    check_flag,
+    check_positive,
+    check_range,
+    naming_keys,
+)
+
+__all__ = [
+    "BALANCED_L1",
+    "CARL",
+    "ISR",
+    "BalancedL1",
+    "NegativeISR",
+    "SettingError",
+    "add_pisa_config",
+    "balanced_l1_settings",
+    "check_count",
+    "check_flag",
+    "check_positive",
+    "check_range",
+    "focal_gamma",
+    "look_up",
+    "pisa_settings",
+]
 
 
 def add_pisa_config(cfg: CN) -> None:
@@ -75,6 +104,9 @@ def add_pisa_config(cfg: CN) -> None:
     cfg.MODEL.PISA.ISR_P.ENABLED = True
     cfg.MODEL.PISA.ISR_P.GAMMA = 2.0
     cfg.MODEL.PISA.ISR_P.BETA = 0.0
+    # What ranks are divided by: "shared", the number of positives of the largest class, as
+    # published, so that classes with few positives weigh more too; or "class", each class's own.
+    cfg.MODEL.PISA.ISR_P.N_MAX = "shared"
 
     # ISR-N: negatives, ranked in each image by their highest foreground score (Score-HLR).
     cfg.MODEL.PISA.ISR_N = CN()
@@ -98,51 +130,6 @@ def add_pisa_config(cfg: CN) -> None:
     cfg.MODEL.PISA.CARL.LOSS_WEIGHT = 1.0
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    """
-    Raises:
-        ValueError: ``value`` is not a finite number in [low, high]; names the key and the range.
-    """
-    # The largest float rather than infinity: an integer can be beyond it.
-    if not _is_number(value) or not low <= value <= min(high, sys.float_info.max):
-        allowed = f"in [{low:g}, {high:g}]" if high < math.inf else f"finite and at least {low:g}"
-        raise ValueError(f"{name.upper()} = {value!r} is not allowed: it must be {allowed}.")
-
-
-def check_positive(name: str, value: Any, reason: str = "") -> None:
-    """
-    Raises:
-        ValueError: ``value`` is not a finite number above 0; names the key and the reason.
-    """
-    if not _is_number(value) or not 0 < value <= sys.float_info.max:
-        raise ValueError(
-            f"{name.upper()} = {value!r} is not allowed: it must be finite and above 0{reason}."
-        )
-
-
-def check_count(name: str, value: Any, low: int) -> None:
-    """
-    Raises:
-        ValueError: ``value`` is not a whole number from ``low`` on; names the key.
-    """
-    if not isinstance(value, Integral):
-        raise ValueError(f"{name.upper()} = {value!r} is not allowed: it must be a whole number.")
-    check_range(name, value, low)
-
-
-def check_flag(name: str, value: Any) -> None:
-    """
-    Raises:
-        ValueError: ``value`` is neither True nor False, such as "off", which would mean True.
-    """
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} = {value!r} is not allowed: it must be True or False.")
-
-
 def look_up(registry: Registry, key: str, name: Any) -> Any:
     """
     What is registered as ``name``, the value of the config key ``key``.
@@ -156,77 +143,21 @@ def look_up(registry: Registry, key: str, name: Any) -> Any:
     return registry.get(name)
 
 
-@dataclass(frozen=True)
-class ISR:
-    """
-    How ranks become weights of the classification loss, see
-    :func:`pisa_d2.reweighting.importance_weights`.
-
-    Raises:
-        ValueError: a value is out of its range, which the message gives.
-    """
-
-    gamma: float
-    beta: float
-
-    def __post_init__(self) -> None:
-        check_range("gamma", self.gamma, 0)
-        check_range("beta", self.beta, 0, 1)
-
-
-@dataclass(frozen=True)
-class NegativeISR(ISR):
-    """
-    :class:`ISR` of the negatives whose highest foreground probability is above ``score_thresh``,
-    in groups by NMS at IoU ``nms_thresh``.
-    """
-
-    nms_thresh: float
-    score_thresh: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("nms_thresh", self.nms_thresh, 0, 1)
-        check_range("score_thresh", self.score_thresh, 0, 1)
-
-
-@dataclass(frozen=True)
-class CARL:
-    """
-    The classification-aware regression loss, see :func:`pisa_d2.reweighting.carl_weights`;
-    ``loss_weight`` is the factor of the whole loss.
-
-    Raises:
-        ValueError: a value is out of its range, which the message gives.
-    """
-
-    gamma: float
-    beta: float
-    loss_weight: float
-
-    def __post_init__(self) -> None:
-        check_range("gamma", self.gamma, 0)
-        check_range("beta", self.beta, 0, 1)
-        check_range("loss_weight", self.loss_weight, 0)
-
-
 T = TypeVar("T", ISR, NegativeISR, CARL)
 
 
 def _read(cls: type[T], cfg: CN, name: str) -> T | None:
     node = cfg.MODEL.PISA[name]
-    try:
+    with naming_keys(f"MODEL.PISA.{name}"):
         settings = cls(**{field.name: node[field.name.upper()] for field in fields(cls)})
-    except ValueError as error:
-        raise ValueError(f"MODEL.PISA.{name}.{error}") from None
     check_flag(f"MODEL.PISA.{name}.ENABLED", node.ENABLED)
     return settings if node.ENABLED else None
 
 
 def pisa_settings(cfg: CN) -> dict[str, Any]:
     """
-    What ``cfg`` says of each part of PISA: ``isr_p``, ``isr_n`` and ``carl``, None where it is
-    switched off.
+    Returns:
+        ``isr_p``, ``isr_n`` and ``carl`` as ``cfg`` has them, None where a part is switched off.
 
     Raises:
         ValueError: a value is out of its range, or ``cfg`` lacks the keys.
@@ -243,24 +174,6 @@ def pisa_settings(cfg: CN) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class BalancedL1:
-    """
-    The shape of balanced L1, see :func:`pisa_d2.box_losses.balanced_l1_loss`.
-
-    Raises:
-        ValueError: a value is out of its range, which the message gives.
-    """
-
-    alpha: float = 0.5
-    gamma: float = 1.5
-
-    def __post_init__(self) -> None:
-        check_positive("alpha", self.alpha)
-        # b = exp(gamma / alpha) - 1 has to be a number of which float32 computes the loss.
-        check_range("gamma", self.gamma, self.alpha / 1000, 40 * self.alpha)
-
-
 def balanced_l1_settings(cfg: CN, head: str, beta: str) -> BalancedL1:
     """
     Args:
@@ -268,37 +181,29 @@ def balanced_l1_settings(cfg: CN, head: str, beta: str) -> BalancedL1:
         beta: the key beside it that has the beta.
 
     Raises:
-        ValueError: a value is out of its range; of the beta, if the loss is chosen.
+        ValueError: a value is out of its range; for the beta, if the loss is chosen.
     """
     node = cfg.MODEL[head]
     if node.BBOX_REG_LOSS_TYPE == BALANCED_L1:
         reason = f", since BBOX_REG_LOSS_TYPE is {BALANCED_L1!r}"
         check_positive(f"MODEL.{head}.{beta}", node[beta], reason)
-    try:
+    with naming_keys("MODEL.BALANCED_L1"):
         return BalancedL1(cfg.MODEL.BALANCED_L1.ALPHA, cfg.MODEL.BALANCED_L1.GAMMA)
-    except ValueError as error:
-        raise ValueError(f"MODEL.BALANCED_L1.{error}") from None
 
 
-def cascade_stages(cfg: CN, num_stages: int) -> list[bool]:
+def check_stages(name: str, stages: Sequence[int], num_stages: int) -> None:
     """
-    Whether each stage of a cascade has the parts of PISA.
-
     Raises:
-        ValueError: ``MODEL.PISA.CASCADE_STAGES`` names one that the cascade has not.
+        ValueError: ``stages`` names a stage that a cascade of ``num_stages`` does not have.
     """
-    stages = cfg.MODEL.PISA.CASCADE_STAGES
     if any(stage not in range(num_stages) for stage in stages):
-        raise ValueError(
-            f"MODEL.PISA.CASCADE_STAGES = {stages!r} is not allowed: the stages are "
-            f"{list(range(num_stages))}."
-        )
-    return [not stages or stage in stages for stage in range(num_stages)]
+        raise SettingError(name, stages, f"the stages are {list(range(num_stages))}")
 
 
 def focal_gamma(cfg: CN) -> float | None:
     """
-    The exponent of focal loss, None where it is switched off.
+    Returns:
+        The exponent of focal loss, None where it is switched off.
 
     Raises:
         ValueError: it is out of its range.

@@ -10,23 +10,31 @@ Shape shorthand in this module:
 import torch
 from torch import Tensor
 
-from .config import ISR
 from .hlr import hierarchical_local_rank
-from .reweighting import importance_weights, preserve_total
+from .reweighting import importance_weights, preserve_total, weights_of_importance
 
 
 def positive_weights(
-    isr: ISR, ious: Tensor, objects: Tensor, classes: Tensor, losses: Tensor
+    ious: Tensor,
+    objects: Tensor,
+    classes: Tensor,
+    losses: Tensor,
+    *,
+    gamma: float = 2.0,
+    beta: float = 0.0,
+    n_max: str = "shared",
 ) -> Tensor:
     """
     ISR-P: positives weigh by their IoU-HLR in each class over all images of the batch.
 
     Args:
-        isr: gamma and beta.
         ious: floating (P,), IoU of the regressed box with its ground truth.
         objects: int64 (P,), the matched object, unique over the batch.
         classes: int64 (P,), its class.
         losses: floating (P,), classification losses.
+        gamma, beta: see :func:`pisa_d2.reweighting.weights_of_importance`.
+        n_max: "shared" divides ranks by the number of positives of the largest class, so that
+            equal ranks of all classes weigh the same; "class" by that of each class.
 
     Returns:
         (P,), keeping the sum of the losses.
@@ -34,26 +42,26 @@ def positive_weights(
     if len(ious) == 0:
         return torch.ones_like(losses)
     ranks = hierarchical_local_rank(ious, objects, classes)
-    # The largest class has the highest rank: equal ranks of all classes weigh the same.
-    weights = importance_weights(ranks, ranks.max() + 1, isr.gamma, isr.beta)
-    return preserve_total(weights, losses)
+    # The largest class has the highest rank.
+    of_class = n_max == "class"
+    num = (classes[:, None] == classes).sum(dim=1) if of_class else ranks.max() + 1
+    return preserve_total(importance_weights(ranks, num, gamma, beta), losses)
 
 
 def negative_weights(
-    isr: ISR, ranks: Tensor, n_max: Tensor, negative: Tensor, losses: Tensor
+    importance: Tensor, negative: Tensor, losses: Tensor, *, gamma: float = 0.5, beta: float = 0.0
 ) -> Tensor:
     """
-    ISR-N: negatives weigh by their Score-HLR in each image.
+    ISR-N: negatives weigh by their importance, which follows from their Score-HLR in each image.
 
     Args:
-        isr: gamma and beta.
-        ranks: int64 (R,), Score-HLR of the negatives.
-        n_max: integer, what the ranks are measured by: (R,), or one for all.
+        importance: float (R,), see :func:`pisa_d2.reweighting.importance`.
         negative: bool (R,).
         losses: floating (R,), classification losses.
+        gamma, beta: see :func:`pisa_d2.reweighting.weights_of_importance`.
 
     Returns:
-        (R,), keeping the sum of the negatives' losses; those of other samples mean nothing.
+        (R,), keeping the sum of the negatives' losses; the values of other samples mean nothing.
     """
-    weights = importance_weights(ranks, n_max, isr.gamma, isr.beta)
+    weights = weights_of_importance(importance, gamma, beta)
     return preserve_total(weights, losses * negative)

@@ -1,15 +1,22 @@
+"""Matching of proposals to objects."""
+
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
-from detectron2.config import CfgNode
+import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling.matcher import Matcher
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from fvcore.common.registry import Registry
 from torch import Tensor
 
 from .config import look_up
+from .settings import SettingError, naming_keys
 
 PROPOSAL_MATCHER_REGISTRY = Registry("PROPOSAL_MATCHER")
 PROPOSAL_MATCHER_REGISTRY.__doc__ = """
-What decides which object a proposal is matched to, and whether it is positive, negative or ignored.
+Matchers decide which object a proposal belongs to, and whether it is positive, negative or ignored.
 
 The registered class is called with ``cfg`` and gives a :class:`ProposalMatcher`.
 """
@@ -21,42 +28,137 @@ class Match(NamedTuple):
         objects: int64 (N,), index of the matched object; 0 where the image has none.
         labels: int8 (N,), 1 for positive, 0 for negative, -1 for ignored.
         ious: floating (N,), IoU with the matched object; 0 where the image has none.
+        negative_range: from which to which IoU negatives reach: numbers, or tensors ().
     """
 
     objects: Tensor
     labels: Tensor
     ious: Tensor
+    negative_range: tuple[float, float] = (0.0, 1.0)
+
+
+def _negative_range(matcher: Matcher) -> tuple[float, float]:
+    ends = [max(0.0, min(1.0, end)) for end in matcher.thresholds]  # infinite at both ends
+    levels = [
+        level for level, label in zip(pairwise(ends), matcher.labels, strict=True) if label == 0
+    ]
+    if not levels:
+        return 0.0, 1.0
+    return min(low for low, _ in levels), max(high for _, high in levels)
+
+
+def match_by_iou(matcher: Matcher, ious: Tensor) -> Match:
+    """
+    What any of Detectron2's matchers decides, with the IoU and the range of the negatives' IoU.
+
+    Args:
+        ious: floating (M, N), of M objects with N proposals.
+    """
+    objects, labels = matcher(ious)
+    matched = ious.gather(0, objects[None])[0] if len(ious) else ious.new_zeros(len(objects))
+    return Match(objects, labels, matched, _negative_range(matcher))
 
 
 class ProposalMatcher(Matcher):
-    """Detectron2's :class:`Matcher`, for which it stands in anywhere, that tells the IoU too."""
+    """
+    Detectron2's :class:`Matcher`, for which it stands in anywhere, with the seams for other rules:
+    override :meth:`match` for one that goes by the IoU, :meth:`match_boxes` for one that goes by
+    the boxes or by any field of the objects.
+    """
 
+    # TorchScript compiles the methods that a class has itself, and knows of no bases.
+    __init__ = Matcher.__init__
+    __call__ = Matcher.__call__
+    set_low_quality_matches_ = Matcher.set_low_quality_matches_
+
+    @torch.jit.unused
     def match(self, ious: Tensor) -> Match:
         """
         Args:
             ious: floating (M, N), of M objects with N proposals.
         """
-        objects, labels = self(ious)
-        matched = ious.gather(0, objects[None])[0] if len(ious) else ious.new_zeros(len(objects))
-        return Match(objects, labels, matched)
+        return match_by_iou(self, ious)
+
+    @torch.jit.unused
+    def match_boxes(self, boxes: Boxes, targets: Instances) -> Match:
+        """
+        Args:
+            boxes: N proposals or anchors.
+            targets: the M objects of the image, with ``gt_boxes``, ``gt_classes`` and any other
+                field that the dataset mapper gives them.
+        """
+        return self.match(pairwise_iou(targets.gt_boxes, boxes))
+
+
+def match_boxes(matcher: Matcher, boxes: Boxes, targets: Instances) -> Match:
+    """Match by a :class:`ProposalMatcher`, or by the IoU alone with a matcher of Detectron2."""
+    if isinstance(matcher, ProposalMatcher):
+        return matcher.match_boxes(boxes, targets)
+    return match_by_iou(matcher, pairwise_iou(targets.gt_boxes, boxes))
+
+
+def may_ignore(matcher: Matcher) -> bool:
+    """Whether a matcher can label proposals -1, as far as can be told without calling it."""
+    own_rule = isinstance(matcher, ProposalMatcher) and (
+        type(matcher).match is not ProposalMatcher.match
+        or type(matcher).match_boxes is not ProposalMatcher.match_boxes
+    )
+    return own_rule or type(matcher).__call__ is not Matcher.__call__ or -1 in matcher.labels
 
 
 @PROPOSAL_MATCHER_REGISTRY.register()
 class IoUMatcher(ProposalMatcher):
     """
-    Stock matching: each proposal goes to the object it overlaps most, and
-    ``MODEL.ROI_HEADS.IOU_THRESHOLDS`` and ``IOU_LABELS`` say what that makes it.
+    Stock matching: each proposal goes to the object that it overlaps most, and the thresholds say
+    what that makes it.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    @configurable
+    def __init__(
+        self,
+        *,
+        thresholds: Sequence[float] = (0.5,),
+        labels: Sequence[int] = (0, 1),
+        allow_low_quality_matches: bool = False,
+    ) -> None:
+        """
+        Args:
+            thresholds: IoUs above 0 in rising order, which cut [0, 1] into levels.
+            labels: of each level, from the lowest: 1 positive, 0 negative, -1 ignored.
+            allow_low_quality_matches: see :class:`Matcher`.
+
+        Raises:
+            SettingError: thresholds or labels are not as above.
+        """
+        rising = all(low <= high for low, high in pairwise(thresholds))
+        if not rising or any(not threshold > 0 for threshold in thresholds):
+            raise SettingError("thresholds", thresholds, "IoUs above 0, in rising order")
+        if len(labels) != len(thresholds) + 1 or not set(labels) <= {-1, 0, 1}:
+            allowed = f"{len(thresholds) + 1} of -1, 0 and 1, one for each level of IoU"
+            raise SettingError("labels", labels, allowed)
+        super().__init__(list(thresholds), list(labels), allow_low_quality_matches)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
         heads = cfg.MODEL.ROI_HEADS
-        super().__init__(heads.IOU_THRESHOLDS, heads.IOU_LABELS, allow_low_quality_matches=False)
+        return {"thresholds": heads.IOU_THRESHOLDS, "labels": heads.IOU_LABELS}
 
 
-def build_proposal_matcher(cfg: CfgNode) -> ProposalMatcher:
+def build_proposal_matcher(cfg: CfgNode, iou: float | None = None) -> ProposalMatcher:
     """
+    Args:
+        iou: of a stage of a cascade; it stands in ``IOU_THRESHOLDS``, with the ``IOU_LABELS``
+            [0, 1], of the config that the matcher sees.
+
     Raises:
-        ValueError: ``MODEL.ROI_HEADS.PROPOSAL_MATCHER`` is no registered name.
+        ValueError: ``MODEL.ROI_HEADS.PROPOSAL_MATCHER`` is no registered name, or a setting of the
+            matcher is not allowed.
     """
-    name = cfg.MODEL.ROI_HEADS.PROPOSAL_MATCHER
-    return look_up(PROPOSAL_MATCHER_REGISTRY, "MODEL.ROI_HEADS.PROPOSAL_MATCHER", name)(cfg)
+    key = "MODEL.ROI_HEADS.PROPOSAL_MATCHER"
+    cls = look_up(PROPOSAL_MATCHER_REGISTRY, key, cfg.MODEL.ROI_HEADS.PROPOSAL_MATCHER)
+    if iou is not None:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS, cfg.MODEL.ROI_HEADS.IOU_LABELS = [iou], [0, 1]
+    with naming_keys("MODEL.ROI_HEADS", thresholds="IOU_THRESHOLDS", labels="IOU_LABELS"):
+        return cls(cfg)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .hlr import hierarchical_local_rank, nms_groups
+from .boxes import nms_groups
+from .hlr import hierarchical_local_rank
 
 
 def image_indices(num_samples: Sequence[int], device: torch.device) -> Tensor:

@@ -9,7 +9,39 @@ of half precision losses would underflow.
 import torch
 from torch import Tensor
 
-from .hlr import at_least_float32
+from .ordering import at_least_float32
+
+
+def importance(ranks: Tensor, n_max: Tensor | int) -> Tensor:
+    """
+    Importance of samples by their rank: ``u = (n_max - rank) / n_max``.
+
+    Args:
+        ranks: integer (N,), from 0.
+        n_max: number of samples that the ranks are divided by, at least the highest rank + 1;
+            a tensor of no or N elements, or a number.
+
+    Returns:
+        float32 (N,), in [0, 1]; 1 for rank 0.
+    """
+    n_max = torch.as_tensor(n_max, device=ranks.device).clamp(min=1)
+    return (n_max - ranks).clamp(min=0).float() / n_max
+
+
+def weights_of_importance(importance: Tensor, gamma: float, beta: float) -> Tensor:
+    """
+    Loss weight of samples by their importance u, before normalisation:
+    ``w = ((1 - beta) u + beta) ** gamma``.
+
+    Args:
+        importance: float (N,), in [0, 1].
+        gamma: how much more the first samples weigh; 0 gives all the same weight.
+        beta: the least importance, in [0, 1]; 1 gives all the same weight.
+
+    Returns:
+        float (N,), in [0, 1].
+    """
+    return ((1 - beta) * importance + beta) ** gamma
 
 
 def importance_weights(ranks: Tensor, n_max: Tensor | int, gamma: float, beta: float) -> Tensor:
@@ -18,19 +50,12 @@ def importance_weights(ranks: Tensor, n_max: Tensor | int, gamma: float, beta: f
 
         u = (n_max - rank) / n_max,   w = ((1 - beta) u + beta) ** gamma
 
-    Args:
-        ranks: integer (N,), from 0.
-        n_max: number of samples that the ranks are measured by, at least the highest rank + 1;
-            a tensor of no or N elements, or a number.
-        gamma: how much more the first samples weigh; 0 weighs all alike.
-        beta: the least importance, in [0, 1]; 1 weighs all alike.
+    See :func:`importance` and :func:`weights_of_importance` for arguments.
 
     Returns:
         float32 (N,), in [0, 1]; 1 for rank 0.
     """
-    n_max = torch.as_tensor(n_max, device=ranks.device).clamp(min=1)
-    importance = (n_max - ranks).clamp(min=0).float() / n_max
-    return ((1 - beta) * importance + beta) ** gamma
+    return weights_of_importance(importance(ranks, n_max), gamma, beta)
 
 
 def preserve_total(weights: Tensor, losses: Tensor) -> Tensor:

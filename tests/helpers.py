@@ -17,6 +17,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from pisa_d2.samplers import PROPOSAL_SAMPLER_REGISTRY, ProposalSampler, build_proposal_sampler
+
 ROOT = Path(__file__).resolve().parents[1]
 COCO = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "coco"
 IMAGE_SIZE = (96, 128)
@@ -111,6 +113,13 @@ def sampled_by(positive: str, negative: str) -> list[object]:
     """Overrides that name the samplers."""
     names = {"POSITIVE_SAMPLER": positive, "NEGATIVE_SAMPLER": negative}
     return [x for kind, name in names.items() for x in (f"MODEL.ROI_HEADS.{kind}.NAME", name)]
+
+
+def build_sampler(name: str, *opts: object) -> ProposalSampler:
+    """The sampler of this name, from a config in which it is named for a kind that it serves."""
+    cls = PROPOSAL_SAMPLER_REGISTRY.get(name)
+    kind = "NEGATIVE_SAMPLER" if "negative" in cls.kinds else "POSITIVE_SAMPLER"
+    return build_proposal_sampler(small_cfg(f"MODEL.ROI_HEADS.{kind}.NAME", name, *opts), kind)
 
 
 def flatten(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -27,12 +27,12 @@ from pisa_d2.config import (
     BalancedL1,
     NegativeISR,
     balanced_l1_settings,
-    cascade_stages,
     focal_gamma,
     pisa_settings,
 )
 from pisa_d2.matcher import build_proposal_matcher
-from pisa_d2.samplers import build_proposal_sampler
+from pisa_d2.roi_heads.adoption import PISASettings
+from pisa_d2.samplers import PairSampler, build_batch_sampler
 
 # Nodes with a box loss, and their keys of its beta.
 BOX_HEAD, RETINANET = ("ROI_BOX_HEAD", "SMOOTH_L1_BETA"), ("RETINANET", "SMOOTH_L1_LOSS_BETA")
@@ -83,18 +83,22 @@ def test_every_key_is_read():
     [([], [True] * 3), ([2], [False, False, True]), ([0, 2], [True, False, True])],
 )
 def test_stages_of_a_cascade_are_those_named_or_all(stages, expected):
-    assert cascade_stages(new_cfg("MODEL.PISA.CASCADE_STAGES", stages), 3) == expected
+    settings = PISASettings.from_config(new_cfg("MODEL.PISA.CASCADE_STAGES", stages))
+    settings.check_stages(3)
+    assert [settings.of_stage(stage)["isr_p"] is not None for stage in range(3)] == expected
 
 
 def test_a_stage_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"CASCADE_STAGES = \[3\].*stages are \[0, 1, 2\]"):
-        cascade_stages(new_cfg("MODEL.PISA.CASCADE_STAGES", [3]), 3)
+        PISASettings.from_config(new_cfg("MODEL.PISA.CASCADE_STAGES", [3])).check_stages(3)
 
 
 def test_every_key_of_the_samplers_and_the_loss_is_read():
     def describe(cfg):
         matcher = build_proposal_matcher(cfg)
-        samplers = [build_proposal_sampler(cfg, f"{k}_SAMPLER") for k in ("POSITIVE", "NEGATIVE")]
+        sampler = build_batch_sampler(cfg)
+        is_pair = isinstance(sampler, PairSampler)
+        samplers = [sampler.positive, sampler.negative] if is_pair else [sampler]
         parts = [(type(part), vars(part)) for part in (matcher, *samplers)]
         return [*parts, focal_gamma(cfg), balanced_l1_settings(cfg, *BOX_HEAD)]
 
@@ -112,7 +116,7 @@ def test_every_key_of_the_samplers_and_the_loss_is_read():
         f"{negative}.SCORE_HLR.NMS_THRESH": (score_hlr, 0.1),
         f"{negative}.SCORE_HLR.SCORE_THRESH": (score_hlr, 0.1),
         f"{heads}.HARD_SAMPLER.JOINT": (hard, True),
-        f"{heads}.HARD_SAMPLER.NMS_THRESH": (hard, 0.1),
+        f"{heads}.HARD_SAMPLER.NMS_THRESH": ([*hard, f"{heads}.HARD_SAMPLER.JOINT", True], 0.1),
         f"{focal}.ENABLED": ([], True),
         f"{focal}.GAMMA": ([f"{focal}.ENABLED", True], 1.0),
         "MODEL.BALANCED_L1.ALPHA": ([], 0.25),
@@ -166,6 +170,7 @@ NEGATIVE = f"{HEADS}.NEGATIVE_SAMPLER"
 BALANCED = [f"{NEGATIVE}.NAME", "IoUBalancedSampler"]
 SCORE_HLR = [f"{NEGATIVE}.NAME", "ScoreHLRSampler"]
 HARD = sampled_by("HardSampler", "HardSampler")
+OHEM = [*HARD, f"{HEADS}.HARD_SAMPLER.JOINT", True]
 UNIT = r"in \[0, 1\]"
 FROM_0 = "finite and at least 0"
 FROM_1 = "(finite and at least 1|a whole number)"
@@ -189,11 +194,11 @@ NUMBERS = {
         None,
         "(finite and at least 1|a whole number)",
     ),
-    f"{NEGATIVE}.IOU_BALANCED.FLOOR_THRESH": (BALANCED, -1.1, 0.6, r"in \[-1, 0.5\]"),
+    f"{NEGATIVE}.IOU_BALANCED.FLOOR_THRESH": (BALANCED, -1.1, 1.1, r"in \[-1, 1\]"),
     f"{NEGATIVE}.IOU_BALANCED.FLOOR_FRACTION": (BALANCED, -0.1, 1.1, UNIT),
     f"{NEGATIVE}.SCORE_HLR.NMS_THRESH": (SCORE_HLR, -0.1, 1.1, UNIT),
     f"{NEGATIVE}.SCORE_HLR.SCORE_THRESH": (SCORE_HLR, -0.1, 1.1, UNIT),
-    f"{HEADS}.HARD_SAMPLER.NMS_THRESH": (HARD, -0.1, 1.1, UNIT),
+    f"{HEADS}.HARD_SAMPLER.NMS_THRESH": (OHEM, -0.1, 1.1, UNIT),
 }
 FLAGS = {
     "MODEL.PISA.ISR_P.ENABLED": [],
@@ -202,6 +207,7 @@ FLAGS = {
     "MODEL.ROI_BOX_HEAD.FOCAL_LOSS.ENABLED": [],
     f"{HEADS}.HARD_SAMPLER.JOINT": HARD,
 }
+CHOICES = {"MODEL.PISA.ISR_P.N_MAX": "choose one of ['shared', 'class']"}
 NAMES = [f"{HEADS}.PROPOSAL_MATCHER", f"{HEADS}.POSITIVE_SAMPLER.NAME", f"{NEGATIVE}.NAME"]
 
 
@@ -221,13 +227,12 @@ def read_all(cfg):
     focal_gamma(cfg)
     balanced_l1_settings(cfg, *BOX_HEAD)
     build_proposal_matcher(cfg)
-    for kind in ("POSITIVE", "NEGATIVE"):
-        build_proposal_sampler(cfg, f"{kind}_SAMPLER")
+    build_batch_sampler(cfg)
 
 
 def test_each_key_is_in_the_tests_of_wrong_values():
     added = dict(flatten(new_cfg())).keys() - dict(flatten(get_cfg())).keys()
-    assert added == {*NUMBERS, *FLAGS, *NAMES, "MODEL.PISA.CASCADE_STAGES"}
+    assert added == {*NUMBERS, *FLAGS, *NAMES, *CHOICES, "MODEL.PISA.CASCADE_STAGES"}
 
 
 @pytest.mark.parametrize("key", NUMBERS)
@@ -258,6 +263,14 @@ def test_balanced_l1_needs_a_beta_above_0(head, beta, value):
 def test_a_flag_that_is_neither_true_nor_false_is_refused(key, value):
     with pytest.raises(ValueError, match=f"{re.escape(key)} = {value!r} .*True or False"):
         read_all(set_in_python(FLAGS[key], key, value))
+
+
+@pytest.mark.parametrize("key", CHOICES)
+@pytest.mark.parametrize("value", ["", "Class", 3, None, ["class"]])
+def test_another_choice_is_refused(key, value):
+    match = re.escape(f"{key} = {value!r} is not allowed: {CHOICES[key]}")
+    with pytest.raises(ValueError, match=match):
+        read_all(set_in_python([], key, value))
 
 
 @pytest.mark.parametrize("key", NAMES)

@@ -6,14 +6,22 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from helpers import IMAGE_SIZE, random_boxes, sampled_by, small_cfg
+from helpers import IMAGE_SIZE, random_boxes
 from torch.testing import assert_close
 
 from pisa_d2.config import CARL, ISR, NegativeISR
 from pisa_d2.hlr import hierarchical_local_rank, local_rank, nms_groups
 from pisa_d2.reweighting import carl_weights, importance_weights, preserve_total
 from pisa_d2.roi_heads.fast_rcnn import OBJECT_FIELD, PISAFastRCNNOutputLayers
-from pisa_d2.samplers import Candidates, Predictions, build_proposal_sampler
+from pisa_d2.samplers import (
+    Candidates,
+    HardSampler,
+    IoUHLRSampler,
+    OHEMSampler,
+    Predictions,
+    Quota,
+    ScoreHLRSampler,
+)
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -69,17 +77,11 @@ def test_weights(device, dtype):
 
 
 @pytest.mark.parametrize(
-    ("name", "joint"),
-    [
-        ("HardSampler", False),
-        ("HardSampler", True),
-        ("IoUHLRSampler", False),
-        ("ScoreHLRSampler", False),
-    ],
+    "sampler",
+    [HardSampler(), OHEMSampler(), IoUHLRSampler(), ScoreHLRSampler()],
+    ids=lambda sampler: type(sampler).__name__,
 )
-def test_samplers(device, dtype, name, joint):
-    opts = [*sampled_by(name, name), "MODEL.ROI_HEADS.HARD_SAMPLER.JOINT", joint]
-    sampler = build_proposal_sampler(small_cfg(*opts), "NEGATIVE_SAMPLER")
+def test_samplers(device, dtype, sampler):
     values, boxes = values_and_boxes(60, dtype)
     objects = torch.arange(60) % 7
     predictions = [values, values.flip(0), values, boxes, values]
@@ -88,8 +90,9 @@ def test_samplers(device, dtype, name, joint):
     there = Candidates(
         *(x.to(device) for x in tensors), Predictions(*(x.to(device) for x in predictions))
     )
-    if joint:
-        (chosen,), (expected,) = (sampler.choose_jointly([c], 20) for c in (there, here))
+    if isinstance(sampler, OHEMSampler):
+        quota = Quota(20, positive_fraction=0.25, num_classes=1)
+        chosen, expected = (sampler([c], quota)[0].indices for c in (there, here))
     else:
         chosen, expected = sampler(there, 20), sampler(here, 20)
     assert chosen.device.type == device

@@ -16,7 +16,6 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from fvcore.nn import giou_loss, smooth_l1_loss
-from helpers import sampled_by, small_cfg
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import (
@@ -40,7 +39,13 @@ from pisa_d2.config import CARL, ISR, NegativeISR
 from pisa_d2.hlr import hierarchical_local_rank, local_rank, nms_groups
 from pisa_d2.reweighting import carl_weights, importance_weights, preserve_total
 from pisa_d2.roi_heads.fast_rcnn import OBJECT_FIELD, PISAFastRCNNOutputLayers
-from pisa_d2.samplers import Candidates, Predictions, build_proposal_sampler
+from pisa_d2.samplers import (
+    PROPOSAL_SAMPLER_REGISTRY,
+    Candidates,
+    OHEMSampler,
+    Predictions,
+    Quota,
+)
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 KINDS = ["ties", "plain", "wild", "mixed"]
@@ -166,13 +171,9 @@ def test_weights(case):
         assert_close(carl.double(), torch.tensor(expected).double(), rtol=1e-3, atol=1e-5)
 
 
-@functools.cache
-def sampler(name, thresh=0.5, joint=False):
-    heads = "MODEL.ROI_HEADS"
-    score_hlr = f"{heads}.NEGATIVE_SAMPLER.SCORE_HLR.NMS_THRESH"
-    hard = [f"{heads}.HARD_SAMPLER.NMS_THRESH", thresh, f"{heads}.HARD_SAMPLER.JOINT", joint]
-    cfg = small_cfg(*sampled_by(name, name), *hard, score_hlr, thresh)
-    return build_proposal_sampler(cfg, "NEGATIVE_SAMPLER")
+def sampler(name, thresh=0.5):
+    cls = PROPOSAL_SAMPLER_REGISTRY.get(name)
+    return cls(nms_thresh=thresh) if name == "ScoreHLRSampler" else cls()
 
 
 def candidates(rng, case, size):
@@ -218,12 +219,14 @@ def test_joint_sampling(case, sizes, num):
     case = case._replace(dtype=torch.float32)
     rng = case.rng
     batch = [candidates(rng, case, size) for size in [case.size, *sizes]]
-    masks = sampler("HardSampler", case.thresh, joint=True).choose_jointly(batch, num)
+    num *= len(batch)
+    quota = Quota(num // len(batch), positive_fraction=0.25, num_classes=1)
+    choices = OHEMSampler(nms_thresh=case.thresh)(batch, quota)
     images = [
         (c.boxes, c.predictions.cls_losses + c.predictions.box_losses, c.classes) for c in batch
     ]
     images = [tuple(values.tolist() for values in image) for image in images]
-    chosen = {(image, i) for image, m in enumerate(masks) for i in m.nonzero()[:, 0].tolist()}
+    chosen = {(image, i) for image, c in enumerate(choices) for i in c.indices.tolist()}
     assert chosen == slow_joint_choice(images, num, case.thresh)
 
 

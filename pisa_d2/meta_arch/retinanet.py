@@ -20,19 +20,18 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor
 
-from ..box_losses import box_regression_losses
-from ..config import BALANCED_L1, CARL, ISR, BalancedL1, balanced_l1_settings, pisa_settings
-from ..hlr import at_least_float32, box_iou
-from ..isr import positive_weights
-from ..reweighting import carl_weights
-from ..statistics import log_positives
+from ..attention import Positives, carl_loss, isr_p_weights
+from ..box_losses import BALANCED_L1, box_regression_losses
+from ..config import balanced_l1_settings, pisa_settings
+from ..ordering import at_least_float32
+from ..settings import CARL, ISR, BalancedL1, check_positive
 
 
 @META_ARCH_REGISTRY.register()
 class PISARetinaNet(RetinaNet):
     """
     :class:`RetinaNet` with Prime Sample Attention: ISR-P and CARL; and with balanced L1. One-stage
-    detectors have no ISR-N, so ``MODEL.PISA.ISR_N`` does not count here.
+    detectors have no ISR-N, so ``MODEL.PISA.ISR_N`` is ignored here.
 
     Parameters and inference are those of the stock one, and so are the losses when both parts are
     switched off.
@@ -42,8 +41,8 @@ class PISARetinaNet(RetinaNet):
     def __init__(
         self,
         *,
-        isr_p: ISR | None = None,
-        carl: CARL | None = None,
+        isr_p: ISR | None = ISR(),
+        carl: CARL | None = CARL(),
         balanced_l1: BalancedL1 | None = None,
         **kwargs: Any,
     ) -> None:
@@ -51,11 +50,17 @@ class PISARetinaNet(RetinaNet):
         Args:
             isr_p: reweighting of positives by IoU-HLR, None to leave it out.
             carl: the classification-aware regression loss, None to leave it out.
-            balanced_l1: its settings, None for the published ones. Counts with the
-                ``box_reg_loss_type`` "balanced_l1", which needs a ``smooth_l1_beta`` above 0.
+            balanced_l1: settings of the ``box_reg_loss_type`` "balanced_l1", None for the
+                published ones.
             kwargs: arguments of :class:`RetinaNet`.
+
+        Raises:
+            ValueError: ``smooth_l1_beta`` is not above 0 with balanced L1.
         """
         super().__init__(**kwargs)
+        if self.box_reg_loss_type == BALANCED_L1:
+            reason = f", since box_reg_loss_type is {BALANCED_L1!r}"
+            check_positive("smooth_l1_beta", self.smooth_l1_beta, reason)
         self.isr_p = isr_p
         self.carl = carl
         self.balanced_l1 = balanced_l1
@@ -101,8 +106,10 @@ class PISARetinaNet(RetinaNet):
             objects, of each image. Objects are numbered through the batch; boxes and numbers of
             anchors that are no positives mean nothing.
         """
-        # Stock matching reads the class of an anchor's object. Let it read a number instead, above
-        # K, which stands for background; -1, ignored, is the last of the table.
+        # Stock matching reads the class of an anchor's object. Let it read a number above K (which
+        # stands for background), and look the class up in a table that ends in -1, for ignored.
+        # With K = 2 and objects of classes 1, 0, 1: the objects are numbered 3, 4 and 5, and the
+        # table is 0 1 2 | 1 0 1 | -1; so label 4 means the second object, of class 0.
         first = self.num_classes + 1
         classes = cat([target.gt_classes for target in gt_instances])
         others = torch.arange(first, device=classes.device)
@@ -140,17 +147,17 @@ class PISARetinaNet(RetinaNet):
         # Copies to the host, fewer than the stock losses make; nothing below does.
         valid = nonzero_tuple(labels >= 0)[0]
         classes = labels[valid]
-        positives = nonzero_tuple(classes != self.num_classes)[0]  # indices in [0, V)
-        pos_classes = classes[positives]
+        pos = nonzero_tuple(classes != self.num_classes)[0]  # indices in [0, V)
+        pos_classes = classes[pos]
 
-        get_event_storage().put_scalar("num_pos_anchors", len(positives) / len(gt_labels))
-        normalizer = self._ema_update("loss_normalizer", max(len(positives), 1), 100)
+        get_event_storage().put_scalar("num_pos_anchors", len(pos) / len(gt_labels))
+        normalizer = self._ema_update("loss_normalizer", max(len(pos), 1), 100)
 
         logits = cat(pred_logits, dim=1).flatten(0, 1)[valid]
-        cls_losses = self._focal_losses(logits, positives, pos_classes)
-        pos_probs = at_least_float32(logits[positives, pos_classes]).sigmoid()
+        cls_losses = self._focal_losses(logits, pos, pos_classes)
+        pos_probs = at_least_float32(logits[pos, pos_classes]).sigmoid()
 
-        rows = valid[positives]  # indices in [0, B * R)
+        rows = valid[pos]  # indices in [0, B * R)
         pos_deltas = cat(pred_deltas, dim=1).flatten(0, 1)[rows]
         pos_gt_boxes = torch.cat(gt_boxes)[rows]
         all_anchors = Boxes.cat(anchors).tensor
@@ -165,24 +172,26 @@ class PISARetinaNet(RetinaNet):
             self.balanced_l1,
         )
 
+        positives = Positives(
+            boxes=pos_anchors,
+            gt_boxes=pos_gt_boxes,
+            objects=torch.cat(gt_objects)[rows],
+            classes=pos_classes,
+            deltas=pos_deltas,
+            probs=pos_probs,
+            cls_losses=cls_losses[pos],
+            box_losses=box_losses,
+        )
         if self.isr_p is not None:
-            with torch.no_grad():
-                boxes = self.box2box_transform.apply_deltas(pos_deltas, pos_anchors)
-                ious = box_iou(boxes, pos_gt_boxes)
-                objects = torch.cat(gt_objects)[rows]
-                weights = positive_weights(
-                    self.isr_p, ious, objects, pos_classes, cls_losses[positives]
-                )
-                log_positives(ious, objects, pos_probs, weights)
-            cls_losses = cls_losses * torch.ones_like(cls_losses).index_copy(0, positives, weights)
+            weights = isr_p_weights(self.isr_p, positives, self.box2box_transform)
+            cls_losses = cls_losses * torch.ones_like(cls_losses).index_copy(0, pos, weights)
 
         losses = {
             "loss_cls": cls_losses.sum() / normalizer,
             "loss_box_reg": box_losses.sum() / normalizer,
         }
         if self.carl is not None:
-            carl = carl_weights(pos_probs, self.carl.gamma, self.carl.beta)
-            losses["loss_carl"] = self.carl.loss_weight * (carl * box_losses).sum() / normalizer
+            losses["loss_carl"] = carl_loss(self.carl, positives) / normalizer
         return losses
 
     def _focal_losses(self, logits: Tensor, positives: Tensor, classes: Tensor) -> Tensor:

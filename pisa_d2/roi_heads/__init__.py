@@ -1,5 +1,6 @@
 from .fast_rcnn import PISAFastRCNNOutputLayers
-from .roi_heads import PISACascadeROIHeads, PISAMixin, PISARes5ROIHeads, PISAROIHeads
+from .mixin import PISAMixin
+from .roi_heads import PISACascadeROIHeads, PISARes5ROIHeads, PISAROIHeads
 
 __all__ = [
     "PISACascadeROIHeads",

@@ -6,7 +6,8 @@ Shape shorthand in this module:
     K: number of foreground classes
 """
 
-from typing import Any
+from numbers import Real
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -19,36 +20,38 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..box_losses import box_regression_losses
-from ..config import (
-    BALANCED_L1,
-    CARL,
-    ISR,
-    BalancedL1,
-    NegativeISR,
-    balanced_l1_settings,
-    focal_gamma,
-    pisa_settings,
-)
-from ..hlr import at_least_float32, box_iou
-from ..isr import negative_weights, positive_weights
+from ..attention import Positives, carl_loss, isr_p_weights
+from ..box_losses import BALANCED_L1, box_regression_losses
+from ..boxes import box_iou
+from ..config import balanced_l1_settings, focal_gamma, pisa_settings
+from ..isr import negative_weights
+from ..ordering import at_least_float32
 from ..ranking import largest_count, rank_negatives
-from ..reweighting import carl_weights
+from ..reweighting import importance
 from ..samplers import Predictions
-from ..statistics import log_negatives, log_positives
+from ..samplers.candidates import is_positive
+from ..scalars import log_negatives
+from ..settings import CARL, ISR, BalancedL1, NegativeISR, check_positive, check_range
 
 # The field that carries the matched object to the proposals: unique over the images of a batch.
 OBJECT_FIELD = "gt_pisa_object"
-# The fields of samples whose sampler ranked them, see ProposalSampler.ranks.
-RANK_FIELD = "pisa_rank"
-MAX_RANK_FIELD = "pisa_n_max"
+# The field of samples whose sampler ranked the negatives, see Choice.negative_importance.
+IMPORTANCE_FIELD = "pisa_importance"
+
+
+class _Samples(NamedTuple):
+    """The sampled proposals of all images; boxes are XYXY in pixels."""
+
+    classes: Tensor  # int64 (R,), K for negatives
+    boxes: Tensor  # (R, 4)
+    gt_boxes: Tensor  # (R, 4), of the matched objects; anything in an image without objects
 
 
 class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
     """
     The stock box predictor with the losses of Prime Sample Attention, and with focal loss and
-    balanced L1. Parameters and inference are those of the stock one, and so are the losses when
-    all parts are switched off.
+    balanced L1. Parameters and inference are those of the stock one, and so are the losses, to the
+    last bit, when all parts are switched off.
     """
 
     @configurable
@@ -56,11 +59,12 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
         self,
         input_shape: ShapeSpec,
         *,
-        isr_p: ISR | None = None,
-        isr_n: NegativeISR | None = None,
-        carl: CARL | None = None,
+        isr_p: ISR | None = ISR(),
+        isr_n: NegativeISR | None = NegativeISR(),
+        carl: CARL | None = CARL(),
         focal_gamma: float | None = None,
         balanced_l1: BalancedL1 | None = None,
+        loss_weight: float | dict[str, float] = 1.0,
         **kwargs: Any,
     ) -> None:
         """
@@ -70,18 +74,47 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
             isr_n: reweighting of negatives by Score-HLR, None to leave it out.
             carl: the classification-aware regression loss, None to leave it out.
             focal_gamma: exponent of softmax focal loss, None for cross entropy.
-            balanced_l1: its settings, None for the published ones. Counts with the
-                ``box_reg_loss_type`` "balanced_l1", which needs a ``smooth_l1_beta`` above 0.
+            balanced_l1: settings of the ``box_reg_loss_type`` "balanced_l1", None for the
+                published ones.
+            loss_weight: factor of all losses, or of each by its name.
             kwargs: arguments of :class:`FastRCNNOutputLayers`.
 
         Raises:
-            ValueError: ``focal_gamma`` is given with ``use_sigmoid_ce``.
+            ValueError: ``focal_gamma`` is given with ``use_sigmoid_ce``, or ``smooth_l1_beta`` is
+                not above 0 with balanced L1.
         """
-        super().__init__(input_shape, **kwargs)
-        if focal_gamma is not None and getattr(self, "use_sigmoid_ce", False):
-            raise ValueError(
-                "MODEL.ROI_BOX_HEAD.FOCAL_LOSS is of the softmax form: switch USE_SIGMOID_CE off."
-            )
+        if isinstance(loss_weight, Real):
+            names = ("loss_cls", "loss_box_reg", "loss_carl")
+            loss_weight = dict.fromkeys(names, float(loss_weight))
+        super().__init__(input_shape, loss_weight=loss_weight, **kwargs)
+        self.set_losses(
+            isr_p=isr_p,
+            isr_n=isr_n,
+            carl=carl,
+            focal_gamma=focal_gamma,
+            balanced_l1=balanced_l1,
+        )
+
+    def set_losses(
+        self,
+        *,
+        isr_p: ISR | None,
+        isr_n: NegativeISR | None,
+        carl: CARL | None,
+        focal_gamma: float | None = None,
+        balanced_l1: BalancedL1 | None = None,
+    ) -> None:
+        """Set what :meth:`__init__` has in addition to the stock predictor's arguments."""
+        if focal_gamma is not None:
+            check_range("focal_gamma", focal_gamma, 0)
+            if getattr(self, "use_sigmoid_ce", False):
+                raise ValueError(
+                    "MODEL.ROI_BOX_HEAD.FOCAL_LOSS is of the softmax form: switch USE_SIGMOID_CE "
+                    "off."
+                )
+        if self.box_reg_loss_type == BALANCED_L1:
+            reason = f", since box_reg_loss_type is {BALANCED_L1!r}"
+            check_positive("smooth_l1_beta", self.smooth_l1_beta, reason)
         self.isr_p = isr_p
         self.isr_n = isr_n
         self.carl = carl
@@ -90,27 +123,7 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        return {
-            **super().from_config(cfg, input_shape),
-            **pisa_settings(cfg),
-            "focal_gamma": focal_gamma(cfg),
-            "balanced_l1": balanced_l1_settings(cfg, "ROI_BOX_HEAD", "SMOOTH_L1_BETA"),
-        }
-
-    @classmethod
-    def from_stock(cls, cfg: CfgNode, stock: FastRCNNOutputLayers) -> "PISAFastRCNNOutputLayers":
-        """
-        A predictor with the weights and the box transform of a freshly built stock one. Draws
-        nothing from the random generator, so that a seed gives one model with PISA or without.
-        """
-        with torch.random.fork_rng(devices=[]):
-            predictor = cls(
-                cfg,
-                ShapeSpec(channels=stock.cls_score.in_features),
-                box2box_transform=stock.box2box_transform,
-            )
-        predictor.load_state_dict(stock.state_dict())
-        return predictor
+        return {**super().from_config(cfg, input_shape), **predictor_settings(cfg)}
 
     def losses(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
@@ -125,71 +138,107 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
             ``loss_cls``, ``loss_box_reg`` and, where CARL is on, ``loss_carl``: scalars under the
             common normaliser R; 0, with a graph, where there is nothing to learn from.
         """
-        parts = self.isr_p, self.isr_n, self.carl, self.focal_gamma
-        if all(part is None for part in parts) and self.box_reg_loss_type != BALANCED_L1:
+        if self._has_stock_losses():
             return super().losses(predictions, proposals)
+        samples = _gather_samples(proposals, predictions[1])
+        _log_classification_stats(predictions[0], samples.classes)
+        cls_losses = self.classification_losses(predictions[0], samples.classes)
+        # A copy to the host, as the stock losses make; nothing else here is.
+        rows = nonzero_tuple(is_positive(samples.classes, self.num_classes))[0]
+        positives = self._positives(rows, predictions, samples, proposals, cls_losses)
+        weights = self._isr_weights(rows, positives, predictions, samples, proposals, cls_losses)
 
+        normalizer = max(samples.classes.numel(), 1.0)
+        losses = {
+            "loss_cls": (weights * cls_losses).sum() / normalizer,
+            "loss_box_reg": positives.box_losses.sum() / normalizer,
+        }
+        if self.carl is not None:
+            losses["loss_carl"] = carl_loss(self.carl, positives) / normalizer
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def positives(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> Positives:
+        """The positives as :meth:`losses` weighs them, from the same arguments."""
+        samples = _gather_samples(proposals, predictions[1])
+        cls_losses = self.classification_losses(predictions[0], samples.classes)
+        rows = nonzero_tuple(is_positive(samples.classes, self.num_classes))[0]
+        return self._positives(rows, predictions, samples, proposals, cls_losses)
+
+    def _has_stock_losses(self) -> bool:
+        own = PISAFastRCNNOutputLayers.classification_losses
+        return (
+            all(part is None for part in (self.isr_p, self.isr_n, self.carl, self.focal_gamma))
+            and self.box_reg_loss_type != BALANCED_L1
+            and type(self).classification_losses is own
+        )
+
+    def _positives(
+        self,
+        rows: Tensor,
+        predictions: tuple[Tensor, Tensor],
+        samples: _Samples,
+        proposals: list[Instances],
+        cls_losses: Tensor,
+    ) -> Positives:
         scores, deltas = predictions
-        gt_classes, proposal_boxes, gt_boxes = _gather_targets(proposals, deltas)
-        _log_classification_stats(scores, gt_classes)
+        classes, boxes, gt_boxes = (values[rows] for values in samples)
+        own_deltas = self._deltas_of_classes(deltas[rows], classes)
+        needs_objects = self.isr_p is not None
+        return Positives(
+            boxes=boxes,
+            gt_boxes=gt_boxes,
+            objects=_matched_objects(proposals, deltas.device)[rows] if needs_objects else rows,
+            classes=classes,
+            deltas=own_deltas,
+            probs=self._probs(scores[rows]).gather(1, classes[:, None])[:, 0],
+            cls_losses=cls_losses[rows],
+            box_losses=self._box_losses(own_deltas, boxes, gt_boxes),
+        )
 
-        # Copies to the host, as the stock losses do; nothing below does.
-        positives = nonzero_tuple((gt_classes >= 0) & (gt_classes < self.num_classes))[0]
-        pos_classes, pos_boxes = gt_classes[positives], proposal_boxes[positives]
-        pos_gt_boxes = gt_boxes[positives]
-        pos_deltas = self._deltas_of_classes(deltas[positives], pos_classes)
-        pos_probs = self._probs(scores[positives]).gather(1, pos_classes[:, None])[:, 0]
+    @torch.no_grad()
+    def _isr_weights(
+        self,
+        rows: Tensor,
+        positives: Positives,
+        predictions: tuple[Tensor, Tensor],
+        samples: _Samples,
+        proposals: list[Instances],
+        cls_losses: Tensor,
+    ) -> Tensor:
+        """Weight (R,) of each sample's classification loss."""
+        weights = torch.ones_like(cls_losses)
+        if self.isr_p is not None:
+            own = isr_p_weights(self.isr_p, positives, self.box2box_transform)
+            weights = weights.index_copy(0, rows, own.to(weights.dtype))
+        if self.isr_n is None:
+            return weights
+        negative = samples.classes == self.num_classes
+        scores, top_classes = self._top_classes(predictions[0])
+        ranked = negative & (scores > self.isr_n.score_thresh)
+        if proposals and proposals[0].has(IMPORTANCE_FIELD):
+            of_samples = cat([p.get(IMPORTANCE_FIELD) for p in proposals])
+        else:
+            boxes = self._regressed_boxes(predictions[1], samples.boxes, top_classes)
+            sizes = [len(p) for p in proposals]
+            ranks = rank_negatives(boxes, scores, ranked, sizes, self.isr_n.nms_thresh)
+            of_samples = importance(ranks, largest_count(negative, sizes))
+        isr_n = self.isr_n
+        own = negative_weights(of_samples, negative, cls_losses, gamma=isr_n.gamma, beta=isr_n.beta)
+        log_negatives(scores, negative, ranked, own, len(proposals))
+        return torch.where(negative, own, weights)
 
-        cls_losses = self.classification_losses(scores, gt_classes)
-        box_losses = box_regression_losses(
-            pos_deltas,
-            pos_boxes,
-            pos_gt_boxes,
+    def _box_losses(self, deltas: Tensor, boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+        return box_regression_losses(
+            deltas,
+            boxes,
+            gt_boxes,
             self.box2box_transform,
             self.box_reg_loss_type,
             self.smooth_l1_beta,
             self.balanced_l1,
         )
-        with torch.no_grad():
-            weights = torch.ones_like(cls_losses)
-            if self.isr_p is not None:
-                ious = box_iou(
-                    self.box2box_transform.apply_deltas(pos_deltas, pos_boxes), pos_gt_boxes
-                )
-                objects = _matched_objects(proposals, scores.device)[positives]
-                pos_weights = positive_weights(
-                    self.isr_p, ious, objects, pos_classes, cls_losses[positives]
-                )
-                log_positives(ious, objects, pos_probs, pos_weights)
-                weights = weights.index_copy(0, positives, pos_weights.to(weights.dtype))
-            if self.isr_n is not None:
-                negative = gt_classes == self.num_classes
-                top_scores, top_classes = self._top_classes(scores)
-                ranked = negative & (top_scores > self.isr_n.score_thresh)
-                if proposals and proposals[0].has(RANK_FIELD):
-                    ranks = cat([p.get(RANK_FIELD) for p in proposals])
-                    n_max = cat([p.get(MAX_RANK_FIELD) for p in proposals])
-                else:
-                    boxes = self._regressed_boxes(deltas, proposal_boxes, top_classes)
-                    num_samples = [len(p) for p in proposals]
-                    ranks = rank_negatives(
-                        boxes, top_scores, ranked, num_samples, self.isr_n.nms_thresh
-                    )
-                    n_max = largest_count(negative, num_samples)
-                neg_weights = negative_weights(self.isr_n, ranks, n_max, negative, cls_losses)
-                log_negatives(top_scores, negative, ranked, neg_weights, len(proposals))
-                weights = torch.where(negative, neg_weights, weights)
-
-        normalizer = max(gt_classes.numel(), 1.0)
-        losses = {
-            "loss_cls": (weights * cls_losses).sum() / normalizer,
-            "loss_box_reg": box_losses.sum() / normalizer,
-        }
-        if self.carl is not None:
-            carl = carl_weights(pos_probs, self.carl.gamma, self.carl.beta)
-            loss_carl = (carl * box_losses).sum() / normalizer
-            losses["loss_carl"] = self.carl.loss_weight * loss_carl
-        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     def classification_losses(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
         """
@@ -241,7 +290,7 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
         with_box_losses: bool,
     ) -> Predictions:
         """
-        What samplers go by, of T candidates.
+        Predictions for T candidates, for samplers to go by.
 
         Args:
             predictions: logits (T, K + 1) and deltas (T, K * 4) or (T, 4).
@@ -251,7 +300,7 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
             with_box_losses: if not, all of them are 0.
         """
         scores, deltas = predictions
-        positive = (gt_classes >= 0) & (gt_classes < self.num_classes)
+        positive = is_positive(gt_classes, self.num_classes)
         labels = torch.where(gt_classes < 0, self.num_classes, gt_classes)
         cls_losses = self.classification_losses(scores, labels)
         top_scores, top_classes = self._top_classes(scores)
@@ -261,15 +310,8 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
         box_losses = torch.zeros_like(cls_losses)
         if with_box_losses:
             rows = nonzero_tuple(positive)[0]
-            losses = box_regression_losses(
-                self._deltas_of_classes(deltas[rows], gt_classes[rows]),
-                proposal_boxes[rows],
-                gt_boxes[rows],
-                self.box2box_transform,
-                self.box_reg_loss_type,
-                self.smooth_l1_beta,
-                self.balanced_l1,
-            )
+            own = self._deltas_of_classes(deltas[rows], gt_classes[rows])
+            losses = self._box_losses(own, proposal_boxes[rows], gt_boxes[rows])
             losses = losses * self.loss_weight.get("loss_box_reg", 1.0)
             box_losses = box_losses.index_copy(0, rows, losses.to(box_losses.dtype))
         ious = box_iou(boxes, gt_boxes)
@@ -290,18 +332,26 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
         return self.box2box_transform.apply_deltas(own, proposal_boxes)
 
 
-def _gather_targets(proposals: list[Instances], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Classes (R,), proposal boxes (R, 4) and boxes of the matched objects (R, 4)."""
+def predictor_settings(cfg: CfgNode) -> dict[str, Any]:
+    """The arguments of :meth:`PISAFastRCNNOutputLayers.set_losses` as ``cfg`` has them."""
+    return {
+        **pisa_settings(cfg),
+        "focal_gamma": focal_gamma(cfg),
+        "balanced_l1": balanced_l1_settings(cfg, "ROI_BOX_HEAD", "SMOOTH_L1_BETA"),
+    }
+
+
+def _gather_samples(proposals: list[Instances], like: Tensor) -> _Samples:
     if not proposals:
         no_boxes = torch.zeros(0, 4, device=like.device)
-        return like.new_zeros(0, dtype=torch.int64), no_boxes, no_boxes
+        return _Samples(like.new_zeros(0, dtype=torch.int64), no_boxes, no_boxes)
     classes = cat([p.gt_classes for p in proposals])
     boxes = cat([p.proposal_boxes.tensor for p in proposals])
     # The proposals of an image without objects are all negative: any box serves.
     gt_boxes = cat(
         [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
     )
-    return classes, boxes, gt_boxes
+    return _Samples(classes, boxes, gt_boxes)
 
 
 def _matched_objects(proposals: list[Instances], device: torch.device) -> Tensor:

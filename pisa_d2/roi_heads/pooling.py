@@ -13,11 +13,12 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..hlr import at_least_float32
+from ..ordering import at_least_float32
+from .step import Step
 
 
 class _KnownROIAlign(torch.autograd.Function):
-    """ROIAlign whose output is there already, so that its gradient alone is left to compute."""
+    """ROIAlign with a precomputed output: only the backward pass runs."""
 
     @staticmethod
     def forward(
@@ -58,54 +59,50 @@ class _KnownROIAlign(torch.autograd.Function):
         return None, None, None, None, *grads
 
 
-class ReusingPooler(nn.Module):
+class ReusingPooler(ROIPooler):
     """
-    A :class:`ROIPooler` that can be told what it would pool next. Its parameters, of which there
-    are none, and its results are those of the pooler that it wraps.
+    A :class:`ROIPooler` that takes features which a step has pooled already; otherwise it pools as
+    usual. Detectron2's pooler becomes one by a change of its class, and keeps all that it has.
+
+    Attributes:
+        step: the training step that is under way.
     """
 
-    def __init__(self, pooler: ROIPooler) -> None:
-        super().__init__()
-        self.pooler = pooler
-        self._known: tuple[list[Boxes], Tensor] | None = None
+    step: Step | None = None
 
-    def remember(self, boxes: list[Boxes], pooled: Tensor) -> None:
-        """
-        Args:
-            boxes: the boxes of each image that the next call will ask for: these very objects.
-            pooled: their features, which this pooler made without gradient.
-        """
+    @classmethod
+    def adopt(cls, pooler: nn.Module) -> None:
+        """Make a pooler reuse features, where it is Detectron2's own."""
+        if type(pooler) is ROIPooler:
+            pooler.__class__ = cls
+
+    def _has_backward(self) -> bool:
         # Deterministic ROIAlign, as torch may be asked for, has no backward of its own to call.
-        if (
-            all(isinstance(layer, ROIAlign) for layer in self.pooler.level_poolers)
+        return (
+            all(isinstance(layer, ROIAlign) for layer in self.level_poolers)
             and hasattr(torch.ops.torchvision, "_roi_align_backward")
             and not torch.are_deterministic_algorithms_enabled()
-        ):
-            self._known = boxes, pooled
+        )
 
-    def forget(self) -> None:
-        self._known = None
-
-    def forward(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
-        known, self._known = self._known, None
+    # Not in forward, which stays as it is for export.
+    def __call__(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
+        known = None if self.step is None else self.step.pooled
         if (
-            known is None
-            or len(known[0]) != len(boxes)
-            or any(a is not b for a, b in zip(known[0], boxes, strict=True))
+            self.step is None
+            or known is None
+            or not self._has_backward()
+            or len(known.boxes) != len(boxes)
+            or any(a is not b for a, b in zip(known.boxes, boxes, strict=True))
         ):
-            return self.pooler(features, boxes)
-        pooler = self.pooler
+            return super().__call__(features, boxes)
+        self.step.pooled = None  # no use is made of it twice
         levels = assign_boxes_to_levels(
-            boxes,
-            pooler.min_level,
-            pooler.max_level,
-            pooler.canonical_box_size,
-            pooler.canonical_level,
+            boxes, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
         )
         return _KnownROIAlign.apply(
-            known[1],
+            known.values,
             convert_boxes_to_pooler_format(boxes),
             [(levels == level).nonzero()[:, 0] for level in range(len(features))],
-            list(pooler.level_poolers),
+            list(self.level_poolers),
             *features,
         )

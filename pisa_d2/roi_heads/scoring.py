@@ -15,6 +15,10 @@ MAX_BYTES_AT_A_TIME = 2**29
 MAX_BYTES_KEPT = 2**30
 
 
+# Of poolers that do not tell theirs.
+_USUAL_SIZE = (7, 7)
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Without dropout, and without moving batch statistics; each part's mode comes back."""
@@ -33,9 +37,9 @@ class BoxBranch(NamedTuple):
 
     Attributes:
         in_features: names of the feature maps.
-        pooler: their ROIPooler, or one that reuses what it pooled.
-        head: what comes after it.
-        flatten: what is done to the output of the head, if anything.
+        pooler: their ROIPooler.
+        head: the module that comes after it.
+        flatten: applied to the output of the head, if anything.
         predictor: the box predictor, which ends in logits (R, K + 1) and deltas (R, 4 or K * 4).
     """
 
@@ -52,7 +56,7 @@ def predict_all(
 ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
     """
     Args:
-        branch: its pooler is a :class:`ReusingPooler`.
+        branch: of the box head.
         features: the feature maps of B images.
         boxes: those of each image, R in all.
 
@@ -60,7 +64,7 @@ def predict_all(
         Logits and deltas of all boxes, image after image, and their pooled features; None instead
         of features that take more than ``MAX_BYTES_KEPT``.
     """
-    height, width = branch.pooler.pooler.output_size
+    height, width = getattr(branch.pooler, "output_size", _USUAL_SIZE)
     bytes_each = features[0].shape[1] * width * height * features[0].element_size()
     total = sum(len(b) for b in boxes)
     size = max(1, MAX_BYTES_AT_A_TIME // bytes_each)

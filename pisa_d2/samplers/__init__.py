@@ -6,19 +6,34 @@ Shape shorthand in this package:
     N: number of candidates, the positives or the negatives of one image
 """
 
-from . import balanced, predicted  # noqa: F401  (register their samplers)
+from .balanced import InstanceBalancedSampler, IoUBalancedSampler
+from .build import build_batch_sampler, build_proposal_sampler
+from .candidates import Candidates, Choice, Predictions, Quota
+from .predicted import HardSampler, IoUHLRSampler, OHEMSampler, ScoreHLRSampler
 from .sampler import (
     PROPOSAL_SAMPLER_REGISTRY,
-    Candidates,
-    Predictions,
+    BatchSampler,
+    PairSampler,
     ProposalSampler,
-    build_proposal_sampler,
+    RandomSampler,
 )
 
 __all__ = [
     "PROPOSAL_SAMPLER_REGISTRY",
+    "BatchSampler",
     "Candidates",
+    "Choice",
+    "HardSampler",
+    "InstanceBalancedSampler",
+    "IoUBalancedSampler",
+    "IoUHLRSampler",
+    "OHEMSampler",
+    "PairSampler",
     "Predictions",
     "ProposalSampler",
+    "Quota",
+    "RandomSampler",
+    "ScoreHLRSampler",
+    "build_batch_sampler",
     "build_proposal_sampler",
 ]

@@ -1,12 +1,14 @@
 import math
+from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from ..config import check_count, check_range
 from ..hlr import local_rank
-from .sampler import PROPOSAL_SAMPLER_REGISTRY, Candidates, ProposalSampler, lowest
+from ..settings import SettingError, check_count, check_range
+from .candidates import Candidates
+from .sampler import NEGATIVE, POSITIVE, PROPOSAL_SAMPLER_REGISTRY, ProposalSampler, lowest
 
 
 def _random_ranks(groups: Tensor) -> Tensor:
@@ -17,9 +19,11 @@ def _random_ranks(groups: Tensor) -> Tensor:
 @PROPOSAL_SAMPLER_REGISTRY.register()
 class InstanceBalancedSampler(ProposalSampler):
     """
-    For positives: the same number for each object that has any, and what objects are short of at
+    For positives: an equal share per object that has positives; unfilled shares are drawn at
     random from the rest (Libra R-CNN, https://arxiv.org/abs/1904.02701).
     """
+
+    kinds = frozenset({POSITIVE})
 
     def __call__(self, candidates: Candidates, num: int) -> Tensor:
         ranks = _random_ranks(candidates.objects)
@@ -31,40 +35,64 @@ class InstanceBalancedSampler(ProposalSampler):
 @PROPOSAL_SAMPLER_REGISTRY.register()
 class IoUBalancedSampler(ProposalSampler):
     """
-    For negatives: the IoU from 0, or from a floor, to the background threshold is cut into equal
+    For negatives: the IoU that negatives reach, as the matcher says at each call, is cut into equal
     bins, and each gives the same number (Libra R-CNN, https://arxiv.org/abs/1904.02701, section
-    3.1). A fraction of the negatives can be set aside for those below the floor, as in the
-    authors' code. What bins are short of is drawn at random from the rest.
+    3.1). Bins that are short of candidates are made up for at random from the rest.
 
-    Raises:
-        ValueError: a setting is out of its range.
+    As in the authors' code, a fraction of the negatives can be set aside for those of an IoU below
+    a floor, where the bins then begin.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
-        settings = cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.IOU_BALANCED
-        key = "MODEL.ROI_HEADS.NEGATIVE_SAMPLER.IOU_BALANCED"
+    kinds = frozenset({NEGATIVE})
+    settings = "IOU_BALANCED"
+
+    @configurable
+    def __init__(
+        self, *, num_bins: int = 3, floor_thresh: float = -1.0, floor_fraction: float = 0.0
+    ) -> None:
+        """
+        Args:
+            num_bins: at least 1.
+            floor_thresh: the IoU below which ``floor_fraction`` of the negatives are drawn; at 0,
+                from those that overlap nothing. Negative for no floor.
+            floor_fraction: in [0, 1].
+
+        Raises:
+            SettingError: a value is out of its range.
+        """
+        check_count("num_bins", num_bins, 1)
+        check_range("floor_thresh", floor_thresh, -1, 1)
+        check_range("floor_fraction", floor_fraction, 0, 1)
+        self.num_bins = num_bins
+        self.floor_thresh = floor_thresh
+        self.floor_fraction = floor_fraction
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, node: CfgNode | None = None) -> dict[str, Any]:
+        settings = super().from_config(cfg, node)
         labels, thresholds = cfg.MODEL.ROI_HEADS.IOU_LABELS, cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS
         # Level i of the matcher ends at threshold i, the last one at 1.
         ends = [end for label, end in zip(labels, [*thresholds, 1.0], strict=True) if label == 0]
-        self.highest = max(ends, default=1.0)
-        check_count(f"{key}.NUM_BINS", settings.NUM_BINS, 1)
-        check_range(f"{key}.FLOOR_THRESH", settings.FLOOR_THRESH, -1, self.highest)
-        if self.highest == settings.FLOOR_THRESH:
-            raise ValueError(
-                f"{key}.FLOOR_THRESH = {settings.FLOOR_THRESH!r} is not allowed: it must be below "
-                "the highest IoU of negatives, which it leaves no bins to."
-            )
-        check_range(f"{key}.FLOOR_FRACTION", settings.FLOOR_FRACTION, 0, 1)
-        self.num_bins = settings.NUM_BINS
-        self.floor = settings.FLOOR_THRESH
-        self.floor_fraction = settings.FLOOR_FRACTION
+        cls._check_floor(settings["floor_thresh"], max(ends, default=1.0))
+        return settings
+
+    @staticmethod
+    def _check_floor(floor: float, highest: float) -> None:
+        if isinstance(highest, float) and floor >= highest:
+            reason = f"it must be below the highest IoU of negatives, {highest:g}"
+            raise SettingError("floor_thresh", floor, reason)
 
     def __call__(self, candidates: Candidates, num: int) -> Tensor:
         ious = candidates.ious
-        num_low = num - int(num * (1 - self.floor_fraction)) if self.floor >= 0 else 0
-        start = max(self.floor, 0.0)
-        is_low = ious < start if start > 0 else (ious <= 0) & (self.floor == 0)
-        bins = ((ious - start) / (self.highest - start) * self.num_bins).long()
+        start, end = candidates.negative_range
+        if self.floor_thresh < 0:
+            num_low, is_low = 0, torch.zeros_like(ious, dtype=torch.bool)
+        else:
+            self._check_floor(self.floor_thresh, end)
+            num_low = num - int(num * (1 - self.floor_fraction))
+            is_low = ious < self.floor_thresh if self.floor_thresh > 0 else ious <= 0
+            start = max(start, self.floor_thresh)
+        bins = ((ious - start) / (end - start) * self.num_bins).long()
         bins = torch.where(is_low, -1, bins.clamp(0, self.num_bins - 1))
         ranks = _random_ranks(bins)
         share = math.ceil((num - num_low) / self.num_bins)

@@ -1,61 +1,78 @@
-"""Samplers that go by what the box head makes of the candidates under the current weights."""
+"""Samplers that go by the box head's predictions for the candidates under the current weights."""
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import nonzero_tuple
 from torch import Tensor
 
-from ..config import check_flag, check_range
-from ..hlr import descending_order, hierarchical_local_rank, refine_order
+from ..hlr import hierarchical_local_rank
+from ..ordering import descending_order, refine_order
 from ..ranking import groups_in_images, rank_negatives
-from .sampler import PROPOSAL_SAMPLER_REGISTRY, Candidates, ProposalSampler, lowest
+from ..settings import check_range
+from .candidates import Candidates, Choice, Quota, is_positive
+from .sampler import (
+    NEGATIVE,
+    POSITIVE,
+    PROPOSAL_SAMPLER_REGISTRY,
+    BatchSampler,
+    ProposalSampler,
+    lowest,
+)
 
 
 @PROPOSAL_SAMPLER_REGISTRY.register()
 class HardSampler(ProposalSampler):
     """
     Online hard example mining (https://arxiv.org/abs/1604.03540), for positives or negatives: those
-    of the highest classification loss.
-
-    With ``HARD_SAMPLER.JOINT`` as in the paper, for both kinds together: see
-    :meth:`choose_jointly`.
-
-    Raises:
-        ValueError: a setting is out of its range, or JOINT is on and the other kind has another
-            sampler.
+    of the highest classification loss. See :class:`OHEMSampler` for the method as published.
     """
 
     needs_predictions = True
 
-    def __init__(self, cfg: CfgNode) -> None:
-        heads = cfg.MODEL.ROI_HEADS
-        self.joint = heads.HARD_SAMPLER.JOINT
-        self.nms_thresh = heads.HARD_SAMPLER.NMS_THRESH
-        check_flag("MODEL.ROI_HEADS.HARD_SAMPLER.JOINT", self.joint)
-        check_range("MODEL.ROI_HEADS.HARD_SAMPLER.NMS_THRESH", self.nms_thresh, 0, 1)
-        names = {heads.POSITIVE_SAMPLER.NAME, heads.NEGATIVE_SAMPLER.NAME}
-        if self.joint and len(names) > 1:
-            raise ValueError(
-                "MODEL.ROI_HEADS.HARD_SAMPLER.JOINT = True is not allowed: POSITIVE_SAMPLER.NAME "
-                f"and NEGATIVE_SAMPLER.NAME must both be 'HardSampler', not {sorted(names)}."
-            )
-
     def __call__(self, candidates: Candidates, num: int) -> Tensor:
         return descending_order(candidates.predictions.cls_losses)[:num]
 
-    def choose_jointly(self, batch: list[Candidates], num: int) -> list[Tensor]:
-        """
-        Those of the highest classification and box loss in the whole batch, whether positive or
-        negative, after NMS by that loss in each image and class. NaN is the highest loss.
 
+@PROPOSAL_SAMPLER_REGISTRY.register()
+class OHEMSampler(BatchSampler):
+    """
+    Online hard example mining as published (https://arxiv.org/abs/1604.03540): the samples of the
+    highest classification and box loss in the whole batch, whether positive or negative, after NMS
+    by that loss in each image and class. NaN is the highest loss. The fraction of positives is
+    ignored, and fewer samples are chosen where NMS leaves fewer.
+    """
+
+    needs_predictions = True
+
+    @configurable
+    def __init__(self, *, nms_thresh: float = 0.7) -> None:
+        """
         Args:
-            batch: all proposals of each image, of class -1 where they are ignored.
-            num: how many to choose in all.
+            nms_thresh: proposals of an image and class that overlap by more than this IoU give one
+                sample, the hardest. In [0, 1].
 
-        Returns:
-            For each image bool (N,), true for the chosen; fewer than ``num`` in all where NMS
-            leaves fewer.
+        Raises:
+            SettingError: it is out of its range.
         """
-        sizes = [len(candidates.ious) for candidates in batch]
+        check_range("nms_thresh", nms_thresh, 0, 1)
+        self.nms_thresh = nms_thresh
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {"nms_thresh": cfg.MODEL.ROI_HEADS.HARD_SAMPLER.NMS_THRESH}
+
+    def __call__(self, batch: list[Candidates], quota: Quota) -> list[Choice]:
+        chosen = self._hardest(batch, quota.num_per_image * len(batch))
+        choices = []
+        for candidates, of_image in zip(batch, chosen, strict=True):
+            positive = is_positive(candidates.classes, quota.num_classes)
+            rows = (nonzero_tuple(of_image & kind)[0] for kind in (positive, ~positive))
+            choices.append(Choice(*rows))
+        return choices
+
+    def _hardest(self, batch: list[Candidates], num: int) -> list[Tensor]:
+        """For each image bool (N,), true for the chosen."""
+        sizes = [len(candidates) for candidates in batch]
         boxes = torch.cat([candidates.boxes for candidates in batch])
         classes = torch.cat([candidates.classes for candidates in batch])
         losses = torch.cat([c.predictions.cls_losses + c.predictions.box_losses for c in batch])
@@ -77,6 +94,7 @@ class IoUHLRSampler(ProposalSampler):
     IoU-HLR in the image, ranked in each class as ISR-P does; at equal rank the higher IoU.
     """
 
+    kinds = frozenset({POSITIVE})
     needs_predictions = True
 
     def __call__(self, candidates: Candidates, num: int) -> Tensor:
@@ -90,20 +108,26 @@ class ScoreHLRSampler(ProposalSampler):
     """
     For negatives: those of the lowest Score-HLR in the image (https://arxiv.org/abs/1904.04821),
     among those scored above a threshold; the remainder at random.
-
-    Raises:
-        ValueError: a setting is out of its range.
     """
 
+    kinds = frozenset({NEGATIVE})
     needs_predictions = True
+    settings = "SCORE_HLR"
 
-    def __init__(self, cfg: CfgNode) -> None:
-        settings = cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.SCORE_HLR
-        key = "MODEL.ROI_HEADS.NEGATIVE_SAMPLER.SCORE_HLR"
-        check_range(f"{key}.NMS_THRESH", settings.NMS_THRESH, 0, 1)
-        check_range(f"{key}.SCORE_THRESH", settings.SCORE_THRESH, 0, 1)
-        self.nms_thresh = settings.NMS_THRESH
-        self.score_thresh = settings.SCORE_THRESH
+    @configurable
+    def __init__(self, *, nms_thresh: float = 0.5, score_thresh: float = 0.05) -> None:
+        """
+        Args:
+            nms_thresh: IoU above which regressed boxes form a group, in [0, 1].
+            score_thresh: candidates scored above it are ranked, in [0, 1].
+
+        Raises:
+            SettingError: a value is out of its range.
+        """
+        check_range("nms_thresh", nms_thresh, 0, 1)
+        check_range("score_thresh", score_thresh, 0, 1)
+        self.nms_thresh = nms_thresh
+        self.score_thresh = score_thresh
 
     def __call__(self, candidates: Candidates, num: int) -> Tensor:
         boxes, scores = candidates.predictions.boxes, candidates.predictions.scores
@@ -115,7 +139,7 @@ class ScoreHLRSampler(ProposalSampler):
         self, candidates: Candidates, chosen: Tensor, num: int
     ) -> tuple[Tensor, Tensor] | None:
         """
-        The Score-HLR of the chosen, measured by the larger of ``num`` and the number of ranked
+        The Score-HLR of the chosen, divided by the larger of ``num`` and the number of ranked
         candidates; those drawn at random have the last rank.
         """
         # The chosen come in the sequence of their ranks, then the random ones.

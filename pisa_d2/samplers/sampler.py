@@ -1,88 +1,64 @@
-from typing import NamedTuple
+"""Samplers of one kind, and what chooses for a whole batch."""
+
+from typing import Any, ClassVar
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import nonzero_tuple
 from fvcore.common.registry import Registry
 from torch import Tensor
 
-from ..config import look_up
+from ..reweighting import importance
+from .candidates import Candidates, Choice, Quota, is_positive
 
 PROPOSAL_SAMPLER_REGISTRY = Registry("PROPOSAL_SAMPLER")
 PROPOSAL_SAMPLER_REGISTRY.__doc__ = """
-What chooses the positives, or the negatives, that an image contributes to the training batch.
+Samplers choose the proposals that are trained on. The NAME in a node such as
+``MODEL.ROI_HEADS.POSITIVE_SAMPLER`` or ``NEGATIVE_SAMPLER`` picks one.
 
-The registered class is called with ``cfg`` and gives a :class:`ProposalSampler`, by the names
-``MODEL.ROI_HEADS.POSITIVE_SAMPLER.NAME`` and ``NEGATIVE_SAMPLER.NAME``.
+A registered class is one of
+
+* a :class:`ProposalSampler`, for the positives or the negatives of each image;
+* a :class:`BatchSampler`, for both kinds of all images together: both nodes name it.
+
+It is called with ``cfg`` and the node that names it, and translates them in ``from_config``; or
+with ``cfg`` alone, if its constructor takes that as a positional argument.
 """
 
-
-class Predictions(NamedTuple):
-    """
-    What the box head makes of the candidates under the current weights, without gradient.
-
-    Attributes:
-        cls_losses: floating (N,), classification losses.
-        box_losses: floating (N,), box losses times their weight; 0 for negatives.
-        scores: floating (N,), highest foreground probability.
-        boxes: floating (N, 4), XYXY in pixels, regressed for the class of the matched object
-            (positives) or for the highest-scored class (negatives).
-        ious: floating (N,), IoU of these boxes with the matched object.
-    """
-
-    cls_losses: Tensor
-    box_losses: Tensor
-    scores: Tensor
-    boxes: Tensor
-    ious: Tensor
-
-    def take(self, rows: Tensor) -> "Predictions":
-        """Those of some candidates, by their indices."""
-        return Predictions(*(values[rows] for values in self))
-
-
-class Candidates(NamedTuple):
-    """
-    The positives, or the negatives, of one image. Ignored proposals are among neither.
-
-    Attributes:
-        boxes: floating (N, 4), XYXY in pixels.
-        ious: floating (N,), IoU with the matched object; 0 where the image has none.
-        objects: int64 (N,), index in the image of the matched object; 0 where the image has none.
-        classes: int64 (N,), its class; the number of classes for negatives.
-        predictions: made if the sampler of either kind ``needs_predictions``, otherwise None.
-    """
-
-    boxes: Tensor
-    ious: Tensor
-    objects: Tensor
-    classes: Tensor
-    predictions: Predictions = None  # type: ignore[assignment]  # there when asked for
-
-    def take(self, rows: Tensor) -> "Candidates":
-        """Some of them, by their indices."""
-        return Candidates(
-            self.boxes[rows],
-            self.ious[rows],
-            self.objects[rows],
-            self.classes[rows],
-            self.predictions and self.predictions.take(rows),
-        )
+POSITIVE, NEGATIVE = "positive", "negative"
 
 
 class ProposalSampler:
     """
-    Base class. A sampler reads its settings from ``cfg`` and never changes them later.
+    Base class of samplers that choose among the positives, or the negatives, of one image.
 
     Attributes:
-        needs_predictions: whether ``candidates.predictions`` must be there. They cost a pass of
-            the box head over all proposals, one for the positive and the negative sampler of all
-            images together.
+        kinds: the kinds that it serves, "positive" or "negative" or both.
+        needs_predictions: whether ``candidates.predictions`` must be there. They cost one pass of
+            the box head over all proposals per step, which all samplers share.
+        settings: the node, in the one that names the sampler, that has its settings: each key is
+            an argument of the constructor in capitals. Empty if it has none.
     """
 
-    needs_predictions = False
+    kinds: ClassVar[frozenset[str]] = frozenset({POSITIVE, NEGATIVE})
+    needs_predictions: ClassVar[bool] = False
+    settings: ClassVar[str] = ""
 
-    def __init__(self, cfg: CfgNode) -> None:
+    @configurable
+    def __init__(self) -> None:
         pass
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, node: CfgNode | None = None) -> dict[str, Any]:
+        """
+        Args:
+            cfg: the whole config.
+            node: the node that names the sampler; ``MODEL.ROI_HEADS.NEGATIVE_SAMPLER`` by default.
+        """
+        if not cls.settings:
+            return {}
+        node = cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER if node is None else node
+        return {key.lower(): value for key, value in node[cls.settings].items()}
 
     def __call__(self, candidates: Candidates, num: int) -> Tensor:
         """
@@ -106,10 +82,32 @@ class ProposalSampler:
             chosen: what it returned.
 
         Returns:
-            int64, the rank of each of the chosen, and the number () that ranks are measured by.
+            int64, the rank of each of the chosen, and the number () that ranks are divided by.
             None if there are none: ISR-N then ranks the chosen among themselves.
         """
         return None
+
+
+class BatchSampler:
+    """
+    Base class of samplers that choose for the whole batch.
+
+    Attributes:
+        needs_predictions: as in :class:`ProposalSampler`.
+    """
+
+    needs_predictions: bool = False
+
+    def __call__(self, batch: list[Candidates], quota: Quota) -> list[Choice]:
+        """
+        Args:
+            batch: all proposals of each image, of class -1 where they are ignored.
+            quota: how many to choose.
+
+        Returns:
+            The choice of each image.
+        """
+        raise NotImplementedError
 
 
 @PROPOSAL_SAMPLER_REGISTRY.register()
@@ -117,24 +115,50 @@ class RandomSampler(ProposalSampler):
     """Each candidate is as likely as any other: stock Detectron2's sampling, draw for draw."""
 
     def __call__(self, candidates: Candidates, num: int) -> Tensor:
-        return torch.randperm(len(candidates.ious), device=candidates.ious.device)[:num]
+        return torch.randperm(len(candidates), device=candidates.device)[:num]
+
+
+class PairSampler(BatchSampler):
+    """
+    Samples each image by itself, as Detectron2 does: positives up to their fraction by one sampler,
+    then negatives up to the number of samples by another.
+    """
+
+    def __init__(self, *, positive: ProposalSampler, negative: ProposalSampler) -> None:
+        """
+        Raises:
+            ValueError: a sampler does not serve the kind that it is given for.
+        """
+        for kind, sampler in ((POSITIVE, positive), (NEGATIVE, negative)):
+            if kind not in sampler.kinds:
+                raise ValueError(
+                    f"{kind} = {type(sampler).__name__} is not allowed: it chooses "
+                    f"{' and '.join(sorted(sampler.kinds))} samples."
+                )
+        self.positive = positive
+        self.negative = negative
+        self.needs_predictions = positive.needs_predictions or negative.needs_predictions
+
+    def __call__(self, batch: list[Candidates], quota: Quota) -> list[Choice]:
+        return [self._choose(candidates, quota) for candidates in batch]
+
+    def _choose(self, candidates: Candidates, quota: Quota) -> Choice:
+        num = quota.num_per_image
+        positives = nonzero_tuple(is_positive(candidates.classes, quota.num_classes))[0]
+        negatives = nonzero_tuple(candidates.classes == quota.num_classes)[0]
+        num_positives = int(num * quota.positive_fraction)
+        positives = positives[self.positive(candidates.select(positives), num_positives)]
+
+        num -= len(positives)
+        of_kind = candidates.select(negatives)
+        chosen = self.negative(of_kind, num)
+        ranks = self.negative.ranks(of_kind, chosen, num)
+        return Choice(positives, negatives[chosen], None if ranks is None else importance(*ranks))
 
 
 def lowest(ranks: Tensor, num: int) -> Tensor:
     """Indices of the ``num`` lowest ranks, from the lowest up, at random among equal ones."""
-    # Drawn anew: who waits after the shares are dealt out has a low number in a small group. In
-    # double precision it still orders candidates when it is added to a rank.
+    # A fresh draw: reusing the ranks would favour leftovers of small groups. In float64, the
+    # tie-breaker survives being added to a large rank.
     ties = torch.rand(len(ranks), dtype=torch.float64, device=ranks.device)
     return (ranks + ties).argsort()[:num]
-
-
-def build_proposal_sampler(cfg: CfgNode, kind: str) -> ProposalSampler:
-    """
-    Args:
-        kind: "POSITIVE_SAMPLER" or "NEGATIVE_SAMPLER".
-
-    Raises:
-        ValueError: its NAME is no registered one.
-    """
-    name = cfg.MODEL.ROI_HEADS[kind].NAME
-    return look_up(PROPOSAL_SAMPLER_REGISTRY, f"MODEL.ROI_HEADS.{kind}.NAME", name)(cfg)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pisa_d2.config import ISR
 from pisa_d2.hlr import hierarchical_local_rank, nms_groups
+from pisa_d2.isr import positive_weights
 from pisa_d2.reweighting import carl_weights
-from pisa_d2.roi_heads.fast_rcnn import positive_weights
 
 # Loops over more samples than this take minutes.
 LARGEST_LOOP = 4096
@@ -104,7 +104,9 @@ def functions_of(size: Size, device: str) -> dict[str, dict[str, Callable[[], Te
             "sort": sort,
         },
         "ISR-P": {
-            "ours": lambda: positive_weights(isr, ious, objects, classes, losses),
+            "ours": lambda: positive_weights(
+                ious, objects, classes, losses, gamma=isr.gamma, beta=isr.beta
+            ),
             "loops": isr_by_loops,
             "sort": sort,
         },

@@ -23,7 +23,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from pisa_d2.roi_heads import roi_heads
+from pisa_d2.roi_heads import mixin
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/COCO-Detection/pisa_faster_rcnn_R_50_FPN_1x.yaml"
@@ -158,8 +158,8 @@ def run(
 def measure_parts(model: nn.Module, step: Callable[[], None], device: str) -> dict[str, float]:
     """Seconds of each part of sampling in one step."""
     seconds: dict[str, float] = defaultdict(float)
-    heads, predict_all = model.roi_heads, roi_heads.predict_all
-    sampler, predictor = type(heads.negative_sampler), heads.box_predictor
+    heads, predict_all = model.roi_heads, mixin.predict_all
+    sampler, predictor = type(heads.sampler.negative), heads.box_predictor
 
     def timed(name: str, function: Callable) -> Callable:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -182,7 +182,7 @@ def measure_parts(model: nn.Module, step: Callable[[], None], device: str) -> di
             return predict_all(*args)
 
     with (
-        patch.object(roi_heads, "predict_all", watched_predict_all),
+        patch.object(mixin, "predict_all", watched_predict_all),
         watch("losses, scores and boxes", predictor, "predict_candidates"),
         watch("choosing of negatives", sampler, "__call__"),
     ):

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from what_if import spend
 
 from pisa_d2.roi_heads import PISAMixin
-from pisa_d2.samplers import ProposalSampler, build_proposal_sampler
+from pisa_d2.samplers import BatchSampler, build_batch_sampler
 
 DRAWN = ("random", "hard", "prime")
 NUM_PICTURES = 3
@@ -63,15 +63,8 @@ def load(cfg: CfgNode, weights: str) -> nn.Module:
     return model
 
 
-def samplers_of(cfg: CfgNode) -> dict[str, tuple[ProposalSampler, ProposalSampler]]:
-    samplers = {}
-    for name in DRAWN:
-        of_strategy = with_samplers(cfg, *STRATEGIES[name])
-        samplers[name] = (
-            build_proposal_sampler(of_strategy, "POSITIVE_SAMPLER"),
-            build_proposal_sampler(of_strategy, "NEGATIVE_SAMPLER"),
-        )
-    return samplers
+def samplers_of(cfg: CfgNode) -> dict[str, BatchSampler]:
+    return {name: build_batch_sampler(with_samplers(cfg, *STRATEGIES[name])) for name in DRAWN}
 
 
 def load_records(dataset: str, num_images: int | None) -> list[dict]:
@@ -131,7 +124,7 @@ def plot_all(
         model = load(cfg, weights)
         findings.append(observe(cfg, model, records, first=name == names[0]))
         if name == names[0]:
-            predictor = model.roi_heads._box_branch().predictor
+            predictor = model.roi_heads.box_branch.predictor
 
     found = findings[0]
     highest = cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0]

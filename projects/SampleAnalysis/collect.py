@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from pisa_d2.hlr import hierarchical_local_rank, local_rank
 from pisa_d2.ranking import rank_negatives
-from pisa_d2.roi_heads.sampling import choose, is_positive
-from pisa_d2.roi_heads.scoring import predict_all
-from pisa_d2.samplers import Candidates, ProposalSampler
+from pisa_d2.samplers import BatchSampler, Candidates, Quota
+from pisa_d2.samplers.candidates import is_positive
 
 
 def predict_proposals(
@@ -33,16 +32,9 @@ def predict_proposals(
     The proposals of an image, matched as in training, with what samplers go by; and the logits and
     deltas of the box predictor, which in a cascade is the first one.
     """
-    branch = heads._box_branch()
-    maps = [features[name] for name in branch.in_features]
-    outputs, _ = predict_all(branch, maps, [proposals.proposal_boxes])
-    candidates = heads._match(heads.proposal_matcher, proposals, target)
-    boxes = candidates.boxes
-    gt_boxes = target.gt_boxes.tensor[candidates.objects] if len(target) else boxes
-    predictions = branch.predictor.predict_candidates(
-        outputs, boxes, gt_boxes, candidates.classes, with_box_losses=False
-    )
-    return candidates._replace(predictions=predictions), outputs
+    batch = heads.match([proposals], [target])
+    batch, outputs, _ = heads.predict(features, batch, [target])
+    return batch[0], outputs
 
 
 class Observer:
@@ -51,7 +43,7 @@ class Observer:
     def __init__(
         self,
         model: nn.Module,
-        samplers: dict[str, tuple[ProposalSampler, ProposalSampler]],
+        samplers: dict[str, BatchSampler],
         ranked_above: float,
         nms_thresh: float,
         ranks_of: int | str | None = None,
@@ -118,14 +110,14 @@ class Observer:
     ) -> None:
         heads = self.model.roi_heads
         candidates, _ = predict_proposals(heads, features, proposals, target)
-        quota = heads.batch_size_per_image, heads.positive_fraction, heads.num_classes
-        for name, samplers in self.samplers.items():
-            choice = choose(candidates, *samplers, *quota)
-            chosen = candidates.take(choice.positives), candidates.take(choice.negatives)
+        quota = Quota(heads.batch_size_per_image, heads.positive_fraction, heads.num_classes)
+        for name, sampler in self.samplers.items():
+            choice = sampler([candidates], quota)[0]
+            chosen = candidates.select(choice.positives), candidates.select(choice.negatives)
             self.findings.samples[name].add(*chosen)
         if inputs["image_id"] == self.ranks_of:
             rows = is_positive(candidates.classes, heads.num_classes).nonzero()[:, 0]
-            self.findings.ranks = rank_positives(inputs, candidates.take(rows))
+            self.findings.ranks = rank_positives(inputs, candidates.select(rows))
 
     def _add_scores(
         self,
@@ -135,9 +127,9 @@ class Observer:
     ) -> None:
         heads, scores = self.model.roi_heads, self.findings.scores
         scores.num_images += 1
-        probs = heads._box_branch().predictor.predict_probs(outputs, proposals)[0]
+        probs = heads.box_branch.predictor.predict_probs(outputs, proposals)[0]
         rows = is_positive(candidates.classes, heads.num_classes).nonzero()[:, 0]
-        positives = candidates.take(rows)
+        positives = candidates.select(rows)
         ious = positives.predictions.ious
         ranks = hierarchical_local_rank(ious, positives.objects, positives.classes)
         own = as_numpy(probs[rows].gather(1, positives.classes[:, None])[:, 0])
@@ -157,7 +149,7 @@ class Observer:
         outputs: tuple[Tensor, Tensor],
         proposals: list[Instances],
     ) -> ScoredBoxes:
-        predictor = self.model.roi_heads._box_branch().predictor
+        predictor = self.model.roi_heads.box_branch.predictor
         num_classes, size = self.model.roi_heads.num_classes, proposals[0].image_size
         probs = predictor.predict_probs(outputs, proposals)[0][:, :num_classes]
         rows = is_positive(candidates.classes, num_classes).nonzero()[:, 0]

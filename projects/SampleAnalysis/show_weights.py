@@ -23,20 +23,17 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from pisa_d2.hlr import box_iou
-from pisa_d2.isr import positive_weights
+from pisa_d2.attention import isr_p_weights
 from pisa_d2.reweighting import carl_weights
-from pisa_d2.roi_heads.fast_rcnn import OBJECT_FIELD
 
 HIGHEST = 3.0  # weight at the end of the colour scale
 
 
 @dataclass
-class Positives:
-    """The positives of one image: (P, 4) regressed boxes in pixels, and (P,) each."""
+class WeightedBoxes:
+    """The positives of one image: (P, 4) regressed boxes in pixels, and (P,) weights each."""
 
     boxes: np.ndarray
-    ious: np.ndarray
     isr_p: np.ndarray
     carl: np.ndarray
 
@@ -49,7 +46,7 @@ def load_model(output_dir: Path) -> tuple[CfgNode, torch.nn.Module]:
 
 
 @torch.no_grad()
-def weigh_positives(model: torch.nn.Module, inputs: dict) -> Positives:
+def weigh_positives(model: torch.nn.Module, inputs: dict) -> WeightedBoxes:
     """
     Args:
         model: a GeneralizedRCNN with PISA's heads.
@@ -64,27 +61,21 @@ def weigh_positives(model: torch.nn.Module, inputs: dict) -> Positives:
         targets = [inputs["instances"]]
         proposals, _ = model.proposal_generator(images, features, targets)
         sampled = heads.choose_samples(features, proposals, targets)[0]
-    positives = sampled[sampled.gt_classes < heads.num_classes]
-    pooled = heads.box_pooler(
-        [features[name] for name in heads.box_in_features], [positives.proposal_boxes]
-    )
-    predictions = predictor(heads.box_head(pooled))
-    boxes = predictor.predict_boxes_for_gt_classes(predictions, [positives])[0]
-    ious = box_iou(boxes, positives.gt_boxes.tensor)
-    classes = positives.gt_classes
-    losses = predictor.classification_losses(predictions[0], classes)
-    probs = predictor.predict_probs(predictions, [positives])[0].gather(1, classes[:, None])[:, 0]
-    isr, carl = predictor.isr_p, predictor.carl
-    weights = positive_weights(isr, ious, positives.get(OBJECT_FIELD), classes, losses)
-    return Positives(
+        pooled = heads.box_pooler(
+            [features[name] for name in heads.box_in_features], [sampled.proposal_boxes]
+        )
+        positives = predictor.positives(predictor(heads.box_head(pooled)), [sampled])
+        transform, carl = predictor.box2box_transform, predictor.carl
+        weights = isr_p_weights(predictor.isr_p, positives, transform)
+    boxes = transform.apply_deltas(positives.deltas, positives.boxes)
+    return WeightedBoxes(
         boxes.numpy(),
-        ious.numpy(),
         weights.numpy(),
-        carl_weights(probs, carl.gamma, carl.beta).numpy(),
+        carl_weights(positives.probs, carl.gamma, carl.beta).numpy(),
     )
 
 
-def draw(image: np.ndarray, positives: Positives, path: Path) -> None:
+def draw(image: np.ndarray, positives: WeightedBoxes, path: Path) -> None:
     panels = {
         "plain: every positive counts 1": np.ones(len(positives.boxes)),
         "ISR-P: the best of each object count most": positives.isr_p,

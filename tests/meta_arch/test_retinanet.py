@@ -333,9 +333,8 @@ def test_scores_of_nan_reach_the_loss_as_they_do_in_stock_and_boxes_of_nan_rank_
         losses = [build(*opts).forward_training(*inputs) for opts in ([], STOCK)]
         assert all(x["loss_cls"].isnan() for x in losses)
         torch.testing.assert_close(losses[0]["loss_box_reg"], losses[1]["loss_box_reg"])
-    isr = ISR(gamma=2.0, beta=0.0)
     ious, same = torch.tensor([0.5, float("nan"), 0.9, 0.7]), torch.zeros(4, dtype=torch.int64)
-    weights = positive_weights(isr, ious, same, same, torch.ones(4))
+    weights = positive_weights(ious, same, same, torch.ones(4))
     assert weights.argsort(descending=True).tolist() == [2, 3, 0, 1]
 
 
@@ -363,9 +362,8 @@ def test_weights_are_made_without_copies_to_the_host(as_on_gpu):
     generator = torch.Generator().manual_seed(0)
     ious, losses = torch.rand(2, 300, generator=generator)
     objects, classes = torch.randint(20, (300,), generator=generator), torch.arange(300) % 3
-    isr = ISR(gamma=2.0, beta=0.0)
-    weights = positive_weights(isr, *map(as_on_gpu, (ious, objects, classes, losses)))
-    expected = positive_weights(isr, ious, objects, classes, losses)
+    weights = positive_weights(*map(as_on_gpu, (ious, objects, classes, losses)))
+    expected = positive_weights(ious, objects, classes, losses)
     torch.testing.assert_close(weights.as_subclass(torch.Tensor), expected)
 
 

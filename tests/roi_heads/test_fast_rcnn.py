@@ -13,10 +13,10 @@ from torchvision.ops import box_iou, nms
 from pisa_d2.config import CARL, ISR, NegativeISR
 from pisa_d2.isr import negative_weights, positive_weights
 from pisa_d2.ranking import largest_count, rank_negatives
+from pisa_d2.reweighting import importance
 from pisa_d2.roi_heads.fast_rcnn import (
-    MAX_RANK_FIELD,
+    IMPORTANCE_FIELD,
     OBJECT_FIELD,
-    RANK_FIELD,
     PISAFastRCNNOutputLayers,
 )
 
@@ -200,19 +200,17 @@ def test_isr_n_weighs_negatives_as_the_equations_say(score_thresh):
     assert expected.unique().numel() > 10
 
 
-def test_isr_n_takes_the_ranks_that_the_sampler_gave():
+def test_isr_n_takes_the_importance_that_the_sampler_gave():
     proposals = sample_batch()
     predictions = predict(proposals)
     generator = torch.Generator().manual_seed(3)
     for n_max, p in zip((30, 40, 50), proposals, strict=True):
-        p.set(RANK_FIELD, torch.randint(n_max, (len(p),), generator=generator))
-        p.set(MAX_RANK_FIELD, torch.full((len(p),), n_max))
+        ranks = torch.randint(n_max, (len(p),), generator=generator)
+        p.set(IMPORTANCE_FIELD, (n_max - ranks) / n_max)
     weights = weights_in_gradient(build(isr_n=PARTS["isr_n"]), proposals, predictions)
     classes = torch.cat([p.gt_classes for p in proposals])
-    ranks = torch.cat([p.get(RANK_FIELD) for p in proposals])
-    n_max = torch.cat([p.get(MAX_RANK_FIELD) for p in proposals])
     negative = classes == NUM_CLASSES
-    expected = ((n_max - ranks) / n_max) ** 0.5
+    expected = torch.cat([p.get(IMPORTANCE_FIELD) for p in proposals]) ** 0.5
     losses = F.cross_entropy(predictions[0].detach(), classes, reduction="none")
     expected *= losses[negative].sum() / (expected * losses)[negative].sum()
     expected = torch.where(negative, expected, 1.0)
@@ -439,8 +437,8 @@ def test_weights_are_made_without_copies_to_the_host(as_on_gpu):
     generator = torch.Generator().manual_seed(0)
     ious, losses = torch.rand(2, 40, generator=generator)
     objects, classes = torch.randint(6, (40,), generator=generator), torch.arange(40) % 3
-    weights = positive_weights(PARTS["isr_p"], as_on_gpu(ious), objects, classes, losses)
-    expected = positive_weights(PARTS["isr_p"], ious, objects, classes, losses)
+    weights = positive_weights(as_on_gpu(ious), objects, classes, losses)
+    expected = positive_weights(ious, objects, classes, losses)
     torch.testing.assert_close(weights.as_subclass(torch.Tensor), expected)
 
     boxes, negative = random_boxes(40, generator), torch.arange(40) % 4 > 0
@@ -449,7 +447,7 @@ def test_weights_are_made_without_copies_to_the_host(as_on_gpu):
         per_image = [15, 0, 25]
         ranks = rank_negatives(boxes, scores, negative & (scores > 0.05), per_image, 0.5)
         n_max = largest_count(negative, per_image)
-        return negative_weights(PARTS["isr_n"], ranks, n_max, negative, losses)
+        return negative_weights(importance(ranks, n_max), negative, losses)
 
     weights = weigh(as_on_gpu(ious), as_on_gpu(boxes), as_on_gpu(negative))
     expected = weigh(ious, boxes, negative)

@@ -21,6 +21,7 @@ from pisa_d2 import (
     PISAMixin,
     PISAROIHeads,
 )
+from pisa_d2.samplers import RandomSampler
 
 pytestmark = pytest.mark.usefixtures("storage")
 
@@ -186,22 +187,21 @@ def test_heads_derived_from_those_with_pisa_have_a_constructor_of_their_own(regi
     opts = sampled_by("InstanceBalancedSampler", "IoUBalancedSampler")
     model = build("OwnPISAHeads", *opts)
     assert model.roi_heads.factor == 0.25
-    assert type(model.roi_heads.positive_sampler).__name__ == "InstanceBalancedSampler"
-    assert type(model.roi_heads.negative_sampler).__name__ == "IoUBalancedSampler"
+    assert type(model.roi_heads.sampler.positive).__name__ == "InstanceBalancedSampler"
+    assert type(model.roi_heads.sampler.negative).__name__ == "IoUBalancedSampler"
     assert "loss_carl" in step(model, random_batch([3, 0, 2]))
 
 
-def test_heads_made_of_parts_ask_for_their_samplers():
+def test_heads_made_of_parts_sample_at_random_without_a_sampler():
     class PISAOwnHeads(of_parts(PISAROIHeads)):
         pass
 
     cfg = small_cfg()
     shapes = {f"p{i}": ShapeSpec(channels=32, stride=2**i) for i in range(2, 6)}
     parts = PISAOwnHeads.from_config(cfg, shapes)
-    PISAOwnHeads(**parts)
-    del parts["negative_sampler"]
-    with pytest.raises(TypeError, match="PISAOwnHeads needs .* negative_sampler"):
-        PISAOwnHeads(**parts)
+    del parts["sampler"]
+    sampler = PISAOwnHeads(**parts).sampler
+    assert type(sampler.positive) is type(sampler.negative) is RandomSampler
 
 
 def test_the_page_for_other_projects_is_a_program_that_trains(register, monkeypatch):
@@ -216,7 +216,7 @@ def test_the_page_for_other_projects_is_a_program_that_trains(register, monkeypa
     for name, more in ((heads.NAME, POINT_REND), ("CosinePISAROIHeads", [])):
         model = build(name, *opts, *more)
         assert "loss_carl" in step(model, batch_with_masks([3, 0, 2]))
-        samplers = model.roi_heads.positive_sampler, model.roi_heads.negative_sampler
+        samplers = model.roi_heads.sampler.positive, model.roi_heads.sampler.negative
         parts = [*samplers, model.roi_heads.proposal_matcher]
         assert [type(part).__name__ for part in parts] == [*names, heads.PROPOSAL_MATCHER]
     assert type(model.roi_heads.box_predictor).__name__ == "CosineOutputLayers"

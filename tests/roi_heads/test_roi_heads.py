@@ -18,6 +18,7 @@ from helpers import (
     stock,
     switch,
 )
+from torch import nn
 
 import pisa_d2
 from pisa_d2 import (
@@ -28,9 +29,10 @@ from pisa_d2 import (
     ProposalSampler,
     add_pisa_config,
 )
-from pisa_d2.hlr import box_iou, hierarchical_local_rank
+from pisa_d2.boxes import box_iou
+from pisa_d2.hlr import hierarchical_local_rank
 from pisa_d2.roi_heads import scoring
-from pisa_d2.roi_heads.fast_rcnn import MAX_RANK_FIELD, OBJECT_FIELD, RANK_FIELD
+from pisa_d2.roi_heads.fast_rcnn import IMPORTANCE_FIELD, OBJECT_FIELD
 from pisa_d2.roi_heads.sampling import with_object_ids
 
 pytestmark = pytest.mark.usefixtures("storage")
@@ -285,7 +287,7 @@ def test_hard_samples_of_both_kinds_together_train(heads, num_objects):
 
 def passes_of(model, batch):
     """Number of boxes in each pass of the (first) box head in a training step."""
-    branch = model.roi_heads._box_branch()
+    branch = model.roi_heads.box_branch
     sizes = []
     branch.head.register_forward_hook(lambda _, x, __: sizes.append(len(x[0])))
     sum(losses_of(model, batch).values()).backward()
@@ -317,7 +319,7 @@ def test_boxes_are_pooled_once_where_their_features_can_be_kept(heads, monkeypat
         monkeypatch.setattr(scoring, "MAX_BYTES_KEPT", bound)
         model = build(*opts)
         calls = []
-        pooler = model.roi_heads._box_branch().pooler.pooler
+        pooler = model.roi_heads.box_branch.pooler
         pooler.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         found.append((gradients(model, random_batch([3, 0, 5])), len(calls)))
     (reused, calls), (pooled_again, more_calls) = found
@@ -410,16 +412,19 @@ def test_isr_n_takes_the_ranks_of_score_hlr_sampling():
     for p in seen[0]:
         negative = p.gt_classes == 3
         # All score above 0.05 in an untrained model: each has a rank, measured by all there were.
-        assert p.get(RANK_FIELD)[negative].tolist() == list(range(int(negative.sum())))
-        assert not p.get(RANK_FIELD)[~negative].any()
-        assert (p.get(MAX_RANK_FIELD) > 60).all()
+        importance = p.get(IMPORTANCE_FIELD)
+        assert (importance[~negative] == 1).all()
+        first, second = importance[negative][:2].tolist()
+        assert first == 1 and 1 / (1 - second) > 60
+        steps = torch.arange(int(negative.sum())) * (1 - second)
+        torch.testing.assert_close(importance[negative], 1 - steps, rtol=0, atol=1e-5)
 
 
 def test_samplers_that_need_predictions_say_so_where_there_are_no_features():
     heads = roi_heads(PISAROIHeads, *sampled_by("HardSampler", "RandomSampler"))
     targets = [sample["instances"] for sample in random_batch([3])]
     proposals = proposals_around(targets, torch.Generator().manual_seed(0))
-    with pytest.raises(RuntimeError, match="call forward or choose_samples"):
+    with pytest.raises(RuntimeError, match="call the ROI heads, or their choose_samples"):
         heads.label_and_sample_proposals(proposals, targets)
 
 
@@ -433,10 +438,10 @@ def test_images_without_positives_or_without_negatives_train(negative):
         f"p{i}": torch.randn(2, 32, IMAGE_SIZE[0] >> i, IMAGE_SIZE[1] >> i) for i in range(2, 6)
     }
     heads = roi_heads(PISAROIHeads, *sampled_by("HardSampler", negative))
-    _, losses = heads.forward(None, features, proposals, targets)
+    _, losses = heads(None, features, proposals, targets)
     assert losses["loss_cls"] > 0 and losses["loss_box_reg"] > 0
     one = {name: values[:1] for name, values in features.items()}
-    _, losses = heads.forward(None, one, proposals[:1], targets[:1])
+    _, losses = heads(None, one, proposals[:1], targets[:1])
     assert all(loss.isfinite() for loss in losses.values())
 
 
@@ -444,8 +449,8 @@ def test_images_without_positives_or_without_negatives_train(negative):
 def test_the_extra_pass_is_shared_and_forgotten_after_a_step(heads):
     model = build(*HEADS[heads], *sampled_by("HardSampler", "HardSampler"))
     losses_of(model, random_batch([3]))
-    assert model.roi_heads._features is None
-    assert model.roi_heads._box_branch().pooler._known is None
+    assert model.roi_heads._step is None
+    assert model.roi_heads.box_branch.pooler.step is None
 
 
 def test_iou_balanced_sampling_takes_less_background():
@@ -514,8 +519,9 @@ def test_the_mixin_turns_any_roi_heads_into_pisa_heads():
 
 
 def test_a_box_predictor_of_another_class_stays_with_a_warning(caplog):
-    class OwnPredictor(FastRCNNOutputLayers):
-        pass
+    class OwnPredictor(nn.Module):
+        def __init__(self, cfg, input_shape):
+            super().__init__()
 
     class OwnHeads(StandardROIHeads):
         @classmethod
@@ -533,8 +539,9 @@ def test_a_box_predictor_of_another_class_stays_with_a_warning(caplog):
 
 
 def test_a_box_predictor_of_another_class_has_no_losses_for_samplers():
-    class OtherPredictor(FastRCNNOutputLayers):
-        pass
+    class OtherPredictor(nn.Module):
+        def __init__(self, cfg, input_shape):
+            super().__init__()
 
     class OtherHeads(StandardROIHeads):
         @classmethod

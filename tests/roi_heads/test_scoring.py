@@ -6,7 +6,6 @@ from helpers import random_boxes
 from torch import nn
 
 from pisa_d2.roi_heads import scoring
-from pisa_d2.roi_heads.pooling import ReusingPooler
 from pisa_d2.roi_heads.scoring import BoxBranch, evaluating, predict_all
 
 
@@ -19,7 +18,7 @@ class Predictor(nn.Linear):
 def branch():
     torch.manual_seed(0)
     head = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(20), nn.Dropout(0.5))
-    pooler = ReusingPooler(ROIPooler(2, (0.25,), 2, "ROIAlignV2"))
+    pooler = ROIPooler(2, (0.25,), 2, "ROIAlignV2")
     return BoxBranch(["p2"], pooler, head, None, Predictor(20, 4))
 
 
@@ -34,9 +33,9 @@ def test_predictions_are_those_in_evaluation_of_image_after_image():
     features, boxes = inputs(4, 0, 3)
     (scores, deltas), pooled = predict_all(parts, features, boxes)
     parts.head.eval()
-    expected = parts.predictor(parts.head(parts.pooler.pooler(features, boxes)))
+    expected = parts.predictor(parts.head(parts.pooler(features, boxes)))
     torch.testing.assert_close((scores, deltas), expected)
-    torch.testing.assert_close(pooled, parts.pooler.pooler(features, boxes))
+    torch.testing.assert_close(pooled, parts.pooler(features, boxes))
     assert not scores.requires_grad and not pooled.requires_grad
 
 

@@ -2,28 +2,25 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers import build_sampler as build
 from helpers import small_cfg
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pisa_d2 import PROPOSAL_SAMPLER_REGISTRY
-from pisa_d2.samplers import Candidates, build_proposal_sampler
+from pisa_d2.samplers import Candidates, IoUBalancedSampler, build_proposal_sampler
 
 SAMPLERS = ["RandomSampler", "InstanceBalancedSampler", "IoUBalancedSampler"]
 IOU_BALANCED = "MODEL.ROI_HEADS.NEGATIVE_SAMPLER.IOU_BALANCED"
 
 
-def build(name, *opts):
-    cfg = small_cfg("MODEL.ROI_HEADS.NEGATIVE_SAMPLER.NAME", name, *opts)
-    return build_proposal_sampler(cfg, "NEGATIVE_SAMPLER")
-
-
-def candidates(ious, objects=None):
+def candidates(ious, objects=None, negative_range=(0.0, 0.5)):
     ious = torch.as_tensor(ious, dtype=torch.float32)
     if objects is None:
         objects = torch.zeros(len(ious))
     objects = torch.as_tensor(objects, dtype=torch.int64)
-    return Candidates(torch.zeros(len(ious), 4), ious, objects, torch.zeros_like(objects))
+    boxes, classes = torch.zeros(len(ious), 4), torch.zeros_like(objects)
+    return Candidates(boxes, ious, objects, classes, negative_range=negative_range)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -91,11 +88,22 @@ def test_bins_cut_the_interval_up_to_the_background_threshold(num_bins):
     assert torch.bincount(chosen // per_bin, minlength=num_bins).tolist() == [6] * num_bins
 
 
-def test_the_interval_follows_the_matchers_thresholds():
-    opts = ["MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.3, 0.5], "MODEL.ROI_HEADS.IOU_LABELS", [0, -1, 1]]
-    assert build("IoUBalancedSampler", *opts).highest == 0.3
-    opts[1], opts[3] = [0.1, 0.4], [-1, 0, 1]
-    assert build("IoUBalancedSampler", *opts).highest == 0.4
+@pytest.mark.parametrize("negative_range", [(0.0, 0.3), (0.1, 0.5), (0.2, 0.25), (0.0, 1.0)])
+@pytest.mark.parametrize("as_tensors", [False, True])
+def test_the_bins_cut_the_range_that_comes_with_the_candidates(negative_range, as_tensors):
+    low, high = negative_range
+    ious = torch.linspace(low, high, 400)[1:-1]
+    if as_tensors:
+        negative_range = tuple(torch.tensor(negative_range))
+    chosen = IoUBalancedSampler(num_bins=3)(candidates(ious, None, negative_range), 90)
+    bins = ((ious[chosen] - low) / (high - low) * 3).long()
+    assert torch.bincount(bins, minlength=3).tolist() == [30, 30, 30]
+
+
+def test_a_floor_at_or_above_the_range_of_the_negatives_is_refused_at_the_call():
+    sampler = IoUBalancedSampler(floor_thresh=0.4)
+    with pytest.raises(ValueError, match="floor_thresh = 0.4.*below the highest IoU .* 0.3"):
+        sampler(candidates(torch.rand(30), None, (0.0, 0.3)), 10)
 
 
 def test_every_call_samples_by_the_same_rule():
@@ -160,7 +168,8 @@ def test_random_and_balanced_sampling_reach_every_candidate():
     ("key", "value", "allowed"),
     [
         ("NUM_BINS", 0, "at least 1"),
-        ("FLOOR_THRESH", 0.6, r"in \[-1, 0.5\]"),
+        ("FLOOR_THRESH", 0.6, "below the highest IoU of negatives, 0.5"),
+        ("FLOOR_THRESH", 1.5, r"in \[-1, 1\]"),
         ("FLOOR_THRESH", 0.5, "below the highest IoU"),
         ("FLOOR_FRACTION", 1.5, r"in \[0, 1\]"),
     ],

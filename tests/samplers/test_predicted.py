@@ -1,20 +1,22 @@
 import pytest
 import torch
+from helpers import build_sampler as build
 from helpers import random_boxes, sampled_by, small_cfg
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import slow_iou_hlr, slow_joint_choice, slow_score_hlr
 
-from pisa_d2.samplers import Candidates, Predictions, build_proposal_sampler
+from pisa_d2.samplers import (
+    Candidates,
+    OHEMSampler,
+    Predictions,
+    Quota,
+    build_batch_sampler,
+)
 
 SAMPLERS = ["HardSampler", "IoUHLRSampler", "ScoreHLRSampler"]
 SCORE_HLR = "MODEL.ROI_HEADS.NEGATIVE_SAMPLER.SCORE_HLR"
 HARD = "MODEL.ROI_HEADS.HARD_SAMPLER"
-
-
-def build(name, *opts):
-    cfg = small_cfg(*sampled_by(name, name), *opts)
-    return build_proposal_sampler(cfg, "NEGATIVE_SAMPLER")
 
 
 def candidates(size, seed=0, **predictions):
@@ -112,22 +114,29 @@ def test_the_thresholds_of_score_hlr_are_its_own():
         assert sampler(given_, 15).tolist() == order[:15]
 
 
+def quota_of(num, batch):
+    """``num`` samples of all images, of two classes."""
+    per_image, rest = divmod(num, len(batch))
+    assert rest == 0
+    return Quota(per_image, positive_fraction=0.25, num_classes=2)
+
+
 @pytest.mark.parametrize("nms_thresh", [0.2, 0.7, 1.0])
-@pytest.mark.parametrize("num", [0, 20, 500])
+@pytest.mark.parametrize("num", [0, 21, 501])
 def test_both_kinds_of_the_batch_are_chosen_together_as_in_the_original(nms_thresh, num):
     batch = [candidates(size, seed) for seed, size in enumerate([30, 0, 45])]
     for given_ in batch:
         given_.classes[::5] = 2  # negatives
         given_.classes[3::10] = -1  # ignored
-    sampler = build("HardSampler", f"{HARD}.JOINT", True, f"{HARD}.NMS_THRESH", nms_thresh)
-    masks = sampler.choose_jointly(batch, num)
-    chosen = {(image, i) for image, m in enumerate(masks) for i in m.nonzero()[:, 0].tolist()}
+    choices = OHEMSampler(nms_thresh=nms_thresh)(batch, quota_of(num, batch))
+    chosen = {(image, i) for image, c in enumerate(choices) for i in c.indices.tolist()}
     images = [
         (c.boxes, c.predictions.cls_losses + c.predictions.box_losses, c.classes) for c in batch
     ]
     images = [tuple(v.tolist() for v in image) for image in images]
     assert chosen == slow_joint_choice(images, num, nms_thresh)
-    assert [len(m) for m in masks] == [30, 0, 45]
+    for c, choice in zip(batch, choices, strict=True):
+        assert (c.classes[choice.positives] < 2).all() and (c.classes[choice.negatives] == 2).all()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
@@ -136,28 +145,26 @@ def test_losses_that_are_no_numbers_are_chosen_before_what_is_not_eligible(value
     given_ = candidates(30, cls_losses=torch.full((30,), value))
     given_.classes[:] = -1
     given_.classes[10:14] = 2
-    sampler = build("HardSampler", f"{HARD}.JOINT", True, f"{HARD}.NMS_THRESH", 1.0)
-    (mask,) = sampler.choose_jointly([given_], 20)
-    assert mask.nonzero()[:, 0].tolist() == [10, 11, 12, 13]
+    (choice,) = OHEMSampler(nms_thresh=1.0)([given_], quota_of(20, [given_]))
+    assert choice.indices.tolist() == [10, 11, 12, 13]
 
 
 def test_positives_of_nan_loss_are_not_crowded_out_by_negatives():
     given_ = candidates(30)
     given_.predictions.box_losses[:3] = float("nan")
-    sampler = build("HardSampler", f"{HARD}.JOINT", True, f"{HARD}.NMS_THRESH", 1.0)
-    assert sampler.choose_jointly([given_], 5)[0][:3].all()
+    (choice,) = OHEMSampler(nms_thresh=1.0)([given_], quota_of(5, [given_]))
+    assert {0, 1, 2} <= set(choice.positives.tolist())
 
 
 def test_choosing_both_kinds_together_takes_the_sampler_for_both():
     opts = [*sampled_by("HardSampler", "RandomSampler"), f"{HARD}.JOINT", True]
     with pytest.raises(ValueError, match=r"JOINT = True.*'HardSampler', 'RandomSampler'"):
-        build_proposal_sampler(small_cfg(*opts), "POSITIVE_SAMPLER")
+        build_batch_sampler(small_cfg(*opts))
 
 
 @pytest.mark.parametrize(
     ("name", "key"),
     [
-        ("HardSampler", f"{HARD}.NMS_THRESH"),
         ("ScoreHLRSampler", f"{SCORE_HLR}.NMS_THRESH"),
         ("ScoreHLRSampler", f"{SCORE_HLR}.SCORE_THRESH"),
     ],
@@ -172,7 +179,7 @@ def test_nothing_is_copied_to_the_host(name, as_on_gpu):
     given_ = candidates(30)
     predictions = Predictions(*(as_on_gpu(values) for values in given_.predictions))
     objects = as_on_gpu(given_.objects)
-    moved = given_._replace(objects=objects, classes=objects % 2, predictions=predictions)
+    moved = Candidates(given_.boxes, given_.ious, objects, objects % 2, predictions)
     torch.manual_seed(0)
     chosen = build(name)(moved, 12)
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from pisa_d2.hlr import descending_order
+from pisa_d2.ordering import descending_order
 
 
 def hard_negatives(losses: Tensor, positive: Tensor, per_positive: float) -> Tensor:

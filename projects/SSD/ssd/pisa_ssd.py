@@ -1,17 +1,14 @@
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-from pisa_d2.config import CARL, ISR, pisa_settings
-from pisa_d2.hlr import box_iou
-from pisa_d2.isr import positive_weights
-from pisa_d2.reweighting import carl_weights
-from pisa_d2.statistics import log_positives
+from pisa_d2.attention import Positives, carl_loss, isr_p_weights
+from pisa_d2.config import pisa_settings
+from pisa_d2.settings import CARL, ISR
 
-from .ssd import SSD, Positives
+from .ssd import SSD
 
 
 @META_ARCH_REGISTRY.register()
@@ -24,7 +21,7 @@ class PISASSD(SSD):
     """
 
     @configurable
-    def __init__(self, *, isr_p: ISR | None = None, carl: CARL | None = None, **kwargs: Any):
+    def __init__(self, *, isr_p: ISR | None = ISR(), carl: CARL | None = CARL(), **kwargs: Any):
         """
         Args:
             isr_p: reweighting of positives by IoU-HLR, None to leave it out.
@@ -44,21 +41,9 @@ class PISASSD(SSD):
     def positive_losses(self, positives: Positives) -> dict[str, Tensor]:
         """See :meth:`SSD.positive_losses`; with ``loss_carl`` where CARL is on."""
         losses = super().positive_losses(positives)
-        classes = positives.classes
-        probs = positives.logits.softmax(dim=1).gather(1, classes[:, None])[:, 0]
         if self.isr_p is not None:
-            weights = self._isr_p_weights(positives, probs)
+            weights = isr_p_weights(self.isr_p, positives, self.box2box_transform)
             losses["loss_cls"] = (weights * positives.cls_losses).sum()
         if self.carl is not None:
-            weights = carl_weights(probs, self.carl.gamma, self.carl.beta)
-            losses["loss_carl"] = self.carl.loss_weight * (weights * positives.box_losses).sum()
+            losses["loss_carl"] = carl_loss(self.carl, positives)
         return losses
-
-    @torch.no_grad()
-    def _isr_p_weights(self, positives: Positives, probs: Tensor) -> Tensor:
-        boxes = self.box2box_transform.apply_deltas(positives.deltas, positives.boxes)
-        ious = box_iou(boxes, positives.gt_boxes)
-        objects, classes = positives.objects, positives.classes
-        weights = positive_weights(self.isr_p, ious, objects, classes, positives.cls_losses)
-        log_positives(ious, objects, probs, weights)
-        return weights

@@ -7,7 +7,6 @@ Shape shorthand in this module:
     K: number of foreground classes
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,27 +21,14 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pisa_d2.attention import Positives
 from pisa_d2.config import check_range
-from pisa_d2.hlr import at_least_float32
+from pisa_d2.ordering import at_least_float32
 
 from .default_boxes import DefaultBoxes
 from .head import SSDHead
 from .matcher import SSDMatcher
 from .mining import hard_negatives
-
-
-@dataclass(frozen=True)
-class Positives:
-    """The positive default boxes of a batch; boxes are XYXY in pixels of the square image."""
-
-    boxes: Tensor  # (P, 4), the default boxes
-    gt_boxes: Tensor  # (P, 4), the objects that they were matched to
-    objects: Tensor  # int64 (P,), the matched object, unique over the batch
-    classes: Tensor  # int64 (P,), its class
-    logits: Tensor  # (P, K + 1)
-    deltas: Tensor  # (P, 4)
-    cls_losses: Tensor  # (P,)
-    box_losses: Tensor  # (P,)
 
 
 @META_ARCH_REGISTRY.register()
@@ -231,14 +217,16 @@ class SSD(DenseDetector):
         own_deltas = deltas.flatten(0, 1)[rows]
         targets = self.box2box_transform.get_deltas(boxes, own_gt_boxes)
         box_losses = smooth_l1_loss(own_deltas, targets, self.smooth_l1_beta, reduction="none")
+        own_classes = classes.flatten()[rows]
+        probs = logits.flatten(0, 1)[rows].softmax(dim=1)
         losses = self.positive_losses(
             Positives(
                 boxes=boxes,
                 gt_boxes=own_gt_boxes,
                 objects=objects.flatten()[rows],
-                classes=classes.flatten()[rows],
-                logits=logits.flatten(0, 1)[rows],
+                classes=own_classes,
                 deltas=own_deltas,
+                probs=probs.gather(1, own_classes[:, None])[:, 0],
                 cls_losses=cls_losses[rows],
                 box_losses=box_losses.sum(dim=1),
             )

@@ -1,5 +1,7 @@
 """Scalars that show the method at work, in TensorBoard and metrics.json under ``pisa/``."""
 
+import math
+
 import torch
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
@@ -18,7 +20,7 @@ def _is_time() -> bool:
 def _put(scalars: dict[str, Tensor]) -> None:
     values = torch.stack([value.float() for value in scalars.values()]).tolist()
     for name, value in zip(scalars, values, strict=True):
-        if value == value:  # the mean of no samples is NaN
+        if not math.isnan(value):  # as the mean of no samples is
             get_event_storage().put_scalar(f"pisa/{name}", value, smoothing_hint=False)
 
 

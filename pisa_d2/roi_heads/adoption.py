@@ -1,0 +1,117 @@
+"""Stock box predictors become PISA's in place: the same module, parameters and settings."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from torch import nn
+
+from ..config import check_stages
+from ..settings import CARL, ISR, BalancedL1, NegativeISR, naming_keys
+from .fast_rcnn import PISAFastRCNNOutputLayers, predictor_settings
+
+# Methods of a predictor that PISA's losses take the place of, or do without.
+_LOSS_METHODS = ("losses", "box_reg_loss", "predict_probs")
+
+
+@dataclass(frozen=True)
+class PISASettings:
+    """
+    What the stock predictors of ROI heads become, see :class:`PISAFastRCNNOutputLayers`.
+
+    Attributes:
+        cascade_stages: stages of a cascade, from 0, that have the parts of PISA; empty for all.
+    """
+
+    isr_p: ISR | None = ISR()
+    isr_n: NegativeISR | None = NegativeISR()
+    carl: CARL | None = CARL()
+    focal_gamma: float | None = None
+    balanced_l1: BalancedL1 | None = None
+    cascade_stages: tuple[int, ...] = ()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "PISASettings":
+        stages = tuple(cfg.MODEL.PISA.CASCADE_STAGES)
+        return cls(**predictor_settings(cfg), cascade_stages=stages)
+
+    def check_stages(self, num_stages: int) -> None:
+        """
+        Raises:
+            ValueError: ``cascade_stages`` names a stage that the cascade does not have.
+        """
+        with naming_keys("MODEL.PISA"):
+            check_stages("cascade_stages", list(self.cascade_stages), num_stages)
+
+    def of_stage(self, stage: int) -> dict[str, Any]:
+        """The arguments of :meth:`PISAFastRCNNOutputLayers.set_losses` for a stage."""
+        on = not self.cascade_stages or stage in self.cascade_stages
+        return {
+            "isr_p": self.isr_p if on else None,
+            "isr_n": self.isr_n if on else None,
+            "carl": self.carl if on else None,
+            "focal_gamma": self.focal_gamma,
+            "balanced_l1": self.balanced_l1,
+        }
+
+
+def adopt(predictor: nn.Module, settings: dict[str, Any]) -> bool:
+    """
+    Give a stock predictor, or one derived from it, the losses of PISA, in place: it is the same
+    module afterwards, with its parameters, its other settings and the overrides of its class.
+
+    Args:
+        settings: see :meth:`PISASettings.of_stage`.
+
+    Returns:
+        Whether it could be given them; False leaves the predictor as it was.
+    """
+    if not isinstance(predictor, FastRCNNOutputLayers):
+        return False
+    adopted: Any = predictor
+    adopted.__class__ = _with_pisa(predictor.__class__)
+    adopted.set_losses(**settings)
+    return True
+
+
+def overridden_losses(predictor: nn.Module) -> list[str]:
+    """Methods of an adopted predictor by which its own class changes what PISA's losses do."""
+    return [
+        name
+        for name in _LOSS_METHODS
+        if getattr(type(predictor), name) is not getattr(PISAFastRCNNOutputLayers, name)
+    ]
+
+
+@functools.cache
+def _with_pisa(base: type) -> type:
+    """
+    A class with the losses of PISA where ``base`` has those of the stock predictor: overrides of
+    ``base`` come first, and their ``super()`` leads to PISA's.
+    """
+    if base is FastRCNNOutputLayers:
+        return PISAFastRCNNOutputLayers
+
+    def reduce(self: nn.Module, protocol: Any) -> tuple:
+        # Pickled by name, a class that is made here would not be found.
+        parts: Any = nn.Module.__reduce_ex__(self, protocol)
+        return _new_adopted, (base,), *parts[2:]
+
+    return type(
+        f"PISA{base.__name__}",
+        (base, PISAFastRCNNOutputLayers),
+        {"__reduce_ex__": reduce, "__module__": base.__module__, "__doc__": base.__doc__},
+    )
+
+
+def _new_adopted(base: type) -> Any:
+    cls: Any = _with_pisa(base)
+    return cls.__new__(cls)
+
+
+def predictors_of(box_predictor: nn.Module) -> Sequence[nn.Module]:
+    """The predictor of each stage of a cascade, or the one of other heads."""
+    return list(box_predictor) if isinstance(box_predictor, nn.ModuleList) else [box_predictor]

@@ -1,0 +1,424 @@
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import cat
+from detectron2.modeling import ROIHeads, StandardROIHeads
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
+from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads
+from detectron2.modeling.roi_heads.rotated_fast_rcnn import RROIHeads
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from ..config import pisa_settings
+from ..matcher import build_proposal_matcher, may_ignore
+from ..samplers import (
+    BatchSampler,
+    Candidates,
+    PairSampler,
+    Predictions,
+    ProposalSampler,
+    Quota,
+    RandomSampler,
+    build_batch_sampler,
+    build_proposal_sampler,
+)
+from ..samplers.candidates import is_positive
+from ..settings import CARL, ISR, NegativeISR
+from .adoption import PISASettings, adopt, overridden_losses, predictors_of
+from .fast_rcnn import OBJECT_FIELD, PISAFastRCNNOutputLayers
+from .pooling import ReusingPooler
+from .sampling import label_samples, match_proposals, with_object_ids, without_step_fields
+from .scoring import BoxBranch, predict_all
+from .step import PooledFeatures, Step
+
+logger = logging.getLogger(__name__)
+
+_EXTENDED = (StandardROIHeads, Res5ROIHeads, CascadeROIHeads)
+# Methods of ROI heads that the mixin takes the place of.
+_REPLACED = ("label_and_sample_proposals", "_match_and_label_boxes")
+_NOT_GIVEN: Any = object()
+
+
+class PISAMixin(ROIHeads):
+    """
+    Adds the samplers of this package and Prime Sample Attention to the ROI heads that it is mixed
+    into, from the left::
+
+        @ROI_HEADS_REGISTRY.register()
+        class MyPISAROIHeads(PISAMixin, MyROIHeads):
+            pass
+
+    The heads extend :class:`StandardROIHeads`, :class:`Res5ROIHeads` or :class:`CascadeROIHeads`.
+    Each ``FastRCNNOutputLayers`` of theirs, also one that is assigned later, becomes a
+    :class:`PISAFastRCNNOutputLayers` in place. A predictor that is one already keeps its own
+    settings; any other is left as it is, with a warning.
+
+    In a cascade the samplers choose among the proposals of the first stage; the others train on
+    all boxes of the stage before, as in Detectron2, and have ISR and CARL too.
+
+    Attributes:
+        sampler: the :class:`pisa_d2.samplers.BatchSampler` that chooses the samples.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[: cls.__mro__.index(PISAMixin)]
+        if any(base in before for base in _EXTENDED):
+            raise TypeError(
+                f"{cls.__name__}: PISAMixin has to stand to the left of the ROI heads that it is "
+                "mixed into: class MyPISAROIHeads(PISAMixin, MyROIHeads)."
+            )
+
+    def __init__(
+        self,
+        *args: Any,
+        sampler: BatchSampler | None = None,
+        positive_sampler: ProposalSampler | None = None,
+        negative_sampler: ProposalSampler | None = None,
+        isr_p: ISR | None = _NOT_GIVEN,
+        isr_n: NegativeISR | None = _NOT_GIVEN,
+        carl: CARL | None = _NOT_GIVEN,
+        cascade_stages: Sequence[int] | None = _NOT_GIVEN,
+        pisa: PISASettings | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            args, kwargs: arguments of the ROI heads: ``cfg`` and ``input_shape``, or their parts.
+            sampler: chooses the samples of the batch, in the place of the next two.
+            positive_sampler, negative_sampler: choose among the positives, and the negatives, of
+                each image; at random by default, or as ``cfg`` says.
+            isr_p, isr_n, carl: the parts of PISA that stock predictors are given, None for off;
+                with the published settings by default, or as ``cfg`` says.
+            cascade_stages: stages of a cascade, from 0, that have these parts; None for all.
+            pisa: defaults of the arguments above, as :meth:`from_config` passes them on.
+
+        Raises:
+            TypeError: the heads extend none of Detectron2's three, or have rotated boxes; or a
+                sampler needs predictions and the box predictor cannot give them.
+            ValueError: ``sampler`` is given with one of a kind; a sampler does not serve its kind;
+                parts of PISA are given and a predictor has its own; or a stage does not exist.
+        """
+        name = type(self).__name__
+        if not isinstance(self, _EXTENDED) or isinstance(self, RROIHeads):
+            raise TypeError(
+                f"{name} has to extend {', '.join(base.__name__ for base in _EXTENDED[:-1])} or "
+                f"{_EXTENDED[-1].__name__}, without rotated boxes, to be mixed with PISAMixin."
+            )
+        super().__init__(*args, **kwargs)
+        cfg = args[0] if args else kwargs.get("cfg")
+        if cfg is not None:
+            pisa = pisa or PISASettings.from_config(cfg)
+        if cfg is not None and sampler is None:
+            if positive_sampler is None and negative_sampler is None:
+                sampler = build_batch_sampler(cfg)
+            elif positive_sampler is None:
+                positive_sampler = build_proposal_sampler(cfg, "POSITIVE_SAMPLER")
+            elif negative_sampler is None:
+                negative_sampler = build_proposal_sampler(cfg, "NEGATIVE_SAMPLER")
+        if sampler is None:
+            sampler = PairSampler(
+                positive=positive_sampler or RandomSampler(),
+                negative=negative_sampler or RandomSampler(),
+            )
+        elif positive_sampler is not None or negative_sampler is not None:
+            raise ValueError(f"{name}: give sampler, or positive_sampler and negative_sampler.")
+        parts: dict[str, Any] = {"isr_p": isr_p, "isr_n": isr_n, "carl": carl}
+        given = {key: value for key, value in parts.items() if value is not _NOT_GIVEN}
+        if cascade_stages is not _NOT_GIVEN:
+            given["cascade_stages"] = tuple(cascade_stages or ())
+        self.sampler = sampler
+        self._given_parts = sorted(given)
+        self._pisa: PISASettings | None = replace(pisa or PISASettings(), **given)
+        self._step: Step | None = None
+        self._told = False
+        self._adopt_predictors()
+        if sampler.needs_predictions:
+            ReusingPooler.adopt(self.box_branch.pooler)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        pisa_settings(cfg)  # says so if the keys are missing
+        ret = super().from_config(cfg, *args, **kwargs)
+        # Matchers of the heads' own are theirs to choose.
+        if type(ret.get("proposal_matcher")) is Matcher:
+            ret["proposal_matcher"] = build_proposal_matcher(cfg)
+        if all(type(matcher) is Matcher for matcher in ret.get("proposal_matchers", [None])):
+            ious = cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS
+            ret["proposal_matchers"] = [build_proposal_matcher(cfg, iou) for iou in ious]
+        if cls._is_given_parts():
+            ret.update(sampler=build_batch_sampler(cfg), pisa=PISASettings.from_config(cfg))
+        return ret
+
+    @classmethod
+    def _is_given_parts(cls) -> bool:
+        """
+        Whether a class before the mixin is ``@configurable``: it then takes the config, and the
+        mixin gets the parts that :meth:`from_config` made. Otherwise the mixin itself is given the
+        config, and hands it on as it is: some heads (DensePose's) take nothing else.
+        """
+        before = cls.__mro__[: cls.__mro__.index(PISAMixin)]
+        return any(hasattr(vars(c).get("__init__"), "__wrapped__") for c in before)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # Heads may replace the predictor after the constructor of those that they extend.
+        if name == "box_predictor" and self.__dict__.get("_pisa") is not None:
+            self._adopt_predictors()
+
+    def _adopt_predictors(self) -> None:
+        assert self._pisa is not None
+        predictors = predictors_of(self.box_predictor)
+        if isinstance(self, CascadeROIHeads):
+            self._pisa.check_stages(len(predictors))
+        parts = (self._pisa.isr_p, self._pisa.isr_n, self._pisa.carl)
+        for stage, predictor in enumerate(predictors):
+            if isinstance(predictor, PISAFastRCNNOutputLayers):
+                if self._given_parts and not getattr(predictor, "adopted", False):
+                    raise ValueError(
+                        f"{type(self).__name__} is given {', '.join(self._given_parts)}, but its "
+                        f"box predictor {type(predictor).__name__} has settings of its own: give "
+                        "them to the predictor."
+                    )
+                continue
+            name = type(predictor).__name__
+            if not adopt(predictor, self._pisa.of_stage(stage)):
+                missing = "its losses know nothing of PISA"
+            else:
+                cast(Any, predictor).adopted = True
+                overridden = overridden_losses(predictor)
+                missing = f"PISA may have no part in its own {', '.join(overridden)}"
+                if not overridden:
+                    continue
+            if self.sampler.needs_predictions:
+                raise TypeError(
+                    f"{_sampler_names(self.sampler)} needs the losses of a box predictor derived "
+                    f"from PISAFastRCNNOutputLayers, which {name} is not: {missing}."
+                )
+            if any(part is not None for part in parts):
+                logger.warning(
+                    f"{type(self).__name__} keeps its box predictor {name}: {missing}. Derive it "
+                    "from PISAFastRCNNOutputLayers, or switch the parts of PISA off."
+                )
+
+    # Not in forward, which stays that of the heads: for any further arguments, and for export.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.training:
+            return super().__call__(*args, **kwargs)
+        if not self._told:
+            self._told = True
+            logger.info(self._describe())
+        with self._in_step(args[1] if len(args) > 1 else kwargs["features"]):
+            return super().__call__(*args, **kwargs)
+
+    def choose_samples(
+        self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """
+        The samples of a training step, without training on them; the arguments are those of
+        ``forward``.
+        """
+        with self._in_step(features):
+            return self.label_and_sample_proposals(proposals, targets)
+
+    @contextmanager
+    def _in_step(self, features: dict[str, Tensor]) -> Iterator[None]:
+        # label_and_sample_proposals is not given the features, which samplers may need.
+        pooler = self.box_branch.pooler
+        self._step = Step(features)
+        if isinstance(pooler, ReusingPooler):
+            pooler.step = self._step
+        try:
+            yield
+        finally:
+            self._step = None
+            if isinstance(pooler, ReusingPooler):
+                pooler.step = None
+
+    @torch.no_grad()
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances], *args: Any, **kwargs: Any
+    ) -> list[Instances]:
+        """
+        As in :class:`ROIHeads`, but the configured sampler chooses the proposals. Each also carries
+        the id of its object in ``OBJECT_FIELD``.
+
+        Args:
+            args, kwargs: of heads that extend the signature; ignored, as the override is.
+
+        Raises:
+            RuntimeError: the sampler needs predictions, and this is called neither by the heads
+                nor by ``choose_samples``.
+        """
+        targets = with_object_ids(targets)
+        proposals = without_step_fields(proposals)
+        if self.proposal_append_gt:
+            proposals = add_ground_truth_to_proposals(targets, proposals)
+        batch = self.match(proposals, targets)
+        pooled = None
+        if self.sampler.needs_predictions:
+            batch, pooled = self._with_predictions(batch, proposals, targets)
+        quota = Quota(self.batch_size_per_image, self.positive_fraction, self.num_classes)
+        choices = self.sampler(batch, quota)
+        sampled = [
+            label_samples(*of_image)
+            for of_image in zip(proposals, batch, targets, choices, strict=True)
+        ]
+        if pooled is not None and self._step is not None:
+            # Spare the box head the pooling of features that are there, of all candidates.
+            parts = pooled.split([len(p) for p in proposals])
+            kept = cat([part[c.indices] for part, c in zip(parts, choices, strict=True)])
+            self._step.pooled = PooledFeatures([p.proposal_boxes for p in sampled], kept)
+
+        storage = get_event_storage()
+        storage.put_scalar("roi_head/num_fg_samples", np.mean([len(c.positives) for c in choices]))
+        storage.put_scalar("roi_head/num_bg_samples", np.mean([len(c.negatives) for c in choices]))
+        return sampled
+
+    def match(self, proposals: list[Instances], targets: list[Instances]) -> list[Candidates]:
+        """All proposals of each image, matched to its objects."""
+        return [
+            match_proposals(self.proposal_matcher, p.proposal_boxes, target, self.num_classes)
+            for p, target in zip(proposals, targets, strict=True)
+        ]
+
+    def predict(
+        self,
+        features: dict[str, Tensor],
+        batch: list[Candidates],
+        targets: list[Instances],
+    ) -> tuple[list[Candidates], tuple[Tensor, Tensor], Tensor | None]:
+        """
+        Predictions of the box head for candidates, without gradient; of the first stage in a
+        cascade.
+
+        Args:
+            features: the feature maps by name.
+            batch: of each image, as :meth:`match` gives them.
+            targets: the objects of each image.
+
+        Returns:
+            The candidates with predictions; logits (R, K + 1) and deltas (R, 4 or K * 4) of all;
+            and their pooled features, or None where these are too large to be kept.
+        """
+        branch = self.box_branch
+        outputs, pooled = predict_all(
+            branch,
+            [features[name] for name in branch.in_features],
+            [Boxes(candidates.boxes) for candidates in batch],
+        )
+        gt_boxes = [
+            target.gt_boxes.tensor[candidates.objects] if len(target) else candidates.boxes
+            for candidates, target in zip(batch, targets, strict=True)
+        ]
+        predictions = branch.predictor.predict_candidates(
+            outputs,
+            cat([candidates.boxes for candidates in batch]),
+            cat(gt_boxes),
+            cat([candidates.classes for candidates in batch]),
+            with_box_losses=not isinstance(self.sampler, PairSampler),
+        )
+        sizes = [len(candidates) for candidates in batch]
+        of_images = zip(*(values.split(sizes) for values in predictions), strict=True)
+        with_predictions = [
+            candidates.with_predictions(Predictions(*values))
+            for candidates, values in zip(batch, of_images, strict=True)
+        ]
+        return with_predictions, outputs, pooled
+
+    def _with_predictions(
+        self, batch: list[Candidates], proposals: list[Instances], targets: list[Instances]
+    ) -> tuple[list[Candidates], Tensor | None]:
+        if self._step is None:
+            raise RuntimeError(
+                f"{_sampler_names(self.sampler)} needs features: call the ROI heads, or their "
+                "choose_samples, instead of label_and_sample_proposals or forward."
+            )
+        batch, _, pooled = self.predict(self._step.features, batch, targets)
+        return batch, pooled
+
+    @property
+    def box_branch(self) -> BoxBranch:
+        """The way from features to the boxes of proposals; the first stage's in a cascade."""
+        if isinstance(self, Res5ROIHeads):
+            return BoxBranch(
+                self.in_features,
+                self.pooler,
+                self.res5,
+                lambda x: x.mean(dim=[2, 3]),
+                self.box_predictor,
+            )
+        heads = cast(StandardROIHeads, self)
+        head, predictor = heads.box_head, heads.box_predictor
+        if isinstance(self, CascadeROIHeads):
+            head, predictor = head[0], predictor[0]
+        return BoxBranch(heads.box_in_features, heads.box_pooler, head, None, predictor)
+
+    @torch.no_grad()
+    def _match_and_label_boxes(
+        self, proposals: list[Instances], stage: int, targets: list[Instances]
+    ) -> list[Instances]:
+        """
+        As in :class:`CascadeROIHeads`, for a later stage, without the boxes that the matcher
+        ignores. Each proposal also carries the id of its object in ``OBJECT_FIELD``.
+        """
+        matcher = cast(Any, self).proposal_matchers[stage]
+        labelled, num_positives = [], []
+        for p, target in zip(proposals, with_object_ids(targets), strict=True):
+            candidates = match_proposals(matcher, p.proposal_boxes, target, self.num_classes)
+            p.gt_classes = candidates.classes
+            if len(target) > 0:
+                p.gt_boxes = target.gt_boxes[candidates.objects]
+                p.set(OBJECT_FIELD, target.get(OBJECT_FIELD)[candidates.objects])
+            else:
+                p.gt_boxes = Boxes(torch.zeros_like(candidates.boxes))
+                p.set(OBJECT_FIELD, torch.full_like(candidates.objects, -1))
+            # Selecting rows is a copy to the host, which other matchers do not need.
+            labelled.append(p[p.gt_classes >= 0] if may_ignore(matcher) else p)
+            num_positives.append(is_positive(candidates.classes, self.num_classes).sum())
+        mean = torch.stack(num_positives).float().mean().item()
+        num = np.mean([len(p) for p in labelled])
+        storage = get_event_storage()
+        storage.put_scalar(f"stage{stage}/roi_head/num_fg_samples", mean)
+        storage.put_scalar(f"stage{stage}/roi_head/num_bg_samples", num - mean)
+        return labelled
+
+    def _describe(self) -> str:
+        """One line on what is active."""
+        stages = [_parts_of(predictor) for predictor in predictors_of(self.box_predictor)]
+        parts = stages[0]
+        if len(set(stages)) > 1:
+            parts = "; ".join(f"stage {i}: {of_stage}" for i, of_stage in enumerate(stages))
+        theirs = type(self).__mro__[type(self).__mro__.index(PISAMixin) + 1 :]
+        replaced = [
+            f"{c.__name__}.{name}"
+            for c in theirs
+            if c not in (*_EXTENDED, ROIHeads)
+            for name in _REPLACED
+            if name in vars(c)
+        ]
+        line = f"{type(self).__name__}: {_sampler_names(self.sampler)}; {parts}."
+        return line + (f" Takes the place of {', '.join(replaced)}." if replaced else "")
+
+
+def _sampler_names(sampler: BatchSampler) -> str:
+    if not isinstance(sampler, PairSampler):
+        return type(sampler).__name__
+    positive, negative = type(sampler.positive).__name__, type(sampler.negative).__name__
+    return f"{positive} (positives) and {negative} (negatives)"
+
+
+def _parts_of(predictor: nn.Module) -> str:
+    if not isinstance(predictor, PISAFastRCNNOutputLayers):
+        return f"no part of PISA in {type(predictor).__name__}"
+    parts = {"ISR-P": predictor.isr_p, "ISR-N": predictor.isr_n, "CARL": predictor.carl}
+    active = [name for name, part in parts.items() if part is not None]
+    return ", ".join(active) if active else "no part of PISA"
