@@ -74,7 +74,7 @@ def test_every_key_is_read():
         read |= {f"{part}.{field.name.upper()}" for field in fields(cls)}
     assert {*read, "CASCADE_STAGES"} == {name for name, _ in flatten(new_cfg().MODEL.PISA)}
     for name in read:
-        value = not new_cfg().MODEL.PISA.ISR_P.ENABLED if name.endswith("ENABLED") else 0.25
+        value = {"ENABLED": False, "N_MAX": "class"}.get(name.split(".")[1], 0.25)
         assert pisa_settings(new_cfg(f"MODEL.PISA.{name}", value)) != pisa_settings(new_cfg())
 
 

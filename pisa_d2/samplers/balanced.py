@@ -73,6 +73,7 @@ class IoUBalancedSampler(ProposalSampler):
         labels, thresholds = cfg.MODEL.ROI_HEADS.IOU_LABELS, cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS
         # Level i of the matcher ends at threshold i, the last one at 1.
         ends = [end for label, end in zip(labels, [*thresholds, 1.0], strict=True) if label == 0]
+        check_range("floor_thresh", settings["floor_thresh"], -1, 1)
         cls._check_floor(settings["floor_thresh"], max(ends, default=1.0))
         return settings
 

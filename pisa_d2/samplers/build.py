@@ -63,16 +63,16 @@ def build_batch_sampler(cfg: CfgNode) -> BatchSampler:
     heads = cfg.MODEL.ROI_HEADS
     joint = heads.HARD_SAMPLER.JOINT
     check_flag("MODEL.ROI_HEADS.HARD_SAMPLER.JOINT", joint)
-    names = {heads.POSITIVE_SAMPLER.NAME, heads.NEGATIVE_SAMPLER.NAME}
-    if joint and names != {HardSampler.__name__}:
+    names = [heads.POSITIVE_SAMPLER.NAME, heads.NEGATIVE_SAMPLER.NAME]
+    if joint and any(name != HardSampler.__name__ for name in names):
         raise SettingError(
             "MODEL.ROI_HEADS.HARD_SAMPLER.JOINT",
             joint,
             "POSITIVE_SAMPLER.NAME and NEGATIVE_SAMPLER.NAME must both be 'HardSampler', not "
-            f"{sorted(names)}",
+            f"{names}",
         )
     cls: Any = OHEMSampler if joint else None
-    if len(names) == 1 and not joint:
+    if names[0] == names[1] and not joint:
         key = "MODEL.ROI_HEADS.POSITIVE_SAMPLER.NAME"
         named = look_up(PROPOSAL_SAMPLER_REGISTRY, key, heads.POSITIVE_SAMPLER.NAME)
         cls = named if issubclass(named, BatchSampler) else None

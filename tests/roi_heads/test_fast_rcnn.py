@@ -33,6 +33,8 @@ BOX_LOSSES = ["smooth_l1", "giou", "diou", "ciou"]
 
 
 def build(cls=PISAFastRCNNOutputLayers, **kwargs):
+    if cls is not FastRCNNOutputLayers:
+        kwargs = {**dict.fromkeys(PARTS), **kwargs}
     kwargs = {"box2box_transform": TRANSFORM, "num_classes": NUM_CLASSES, **kwargs}
     return cls(ShapeSpec(channels=16), **kwargs)
 
@@ -411,19 +413,58 @@ def test_unknown_box_loss_names_the_key_and_the_choices():
         build(**PARTS, box_reg_loss_type="l2").losses(predict(proposals), proposals)
 
 
-def test_from_stock_takes_over_the_weights_and_draws_nothing():
-    cfg = small_cfg()
-    torch.manual_seed(3)
-    stock = FastRCNNOutputLayers(cfg, ShapeSpec(channels=8, height=2, width=2))
-    state = torch.get_rng_state()
-    predictor = PISAFastRCNNOutputLayers.from_stock(cfg, stock)
-    assert torch.equal(torch.get_rng_state(), state)
-    features = torch.randn(4, 8, 2, 2)
-    for ours, theirs in zip(predictor(features), stock(features), strict=True):
-        assert torch.equal(ours, theirs)
+def test_without_arguments_the_parts_are_those_published():
+    predictor = PISAFastRCNNOutputLayers(
+        ShapeSpec(channels=16), box2box_transform=TRANSFORM, num_classes=NUM_CLASSES
+    )
     assert predictor.isr_p == ISR(2.0, 0.0)
     assert predictor.isr_n == NegativeISR(0.5, 0.0, 0.5, 0.05)
     assert predictor.carl == CARL(1.0, 0.2, 1.0)
+    assert predictor.focal_gamma is None
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0, float("nan")])
+def test_balanced_l1_needs_a_beta_above_0(beta):
+    with pytest.raises(ValueError, match="smooth_l1_beta = .* above 0.*'balanced_l1'"):
+        build(box_reg_loss_type="balanced_l1", smooth_l1_beta=beta)
+
+
+def test_a_number_as_loss_weight_weighs_every_loss():
+    proposals = sample_batch()
+    predictions = predict(proposals)
+    once, twice = (
+        build(**PARTS, loss_weight=weight).losses(predictions, proposals) for weight in (1.0, 2.0)
+    )
+    assert once.keys() == {"loss_cls", "loss_box_reg", "loss_carl"}
+    for name, loss in once.items():
+        torch.testing.assert_close(twice[name], 2 * loss)
+
+
+def test_an_own_classification_loss_counts_with_all_parts_off():
+    class Doubled(PISAFastRCNNOutputLayers):
+        def classification_losses(self, scores, gt_classes):
+            return 2 * super().classification_losses(scores, gt_classes)
+
+    proposals = sample_batch()
+    predictions = predict(proposals)
+    ours = build(Doubled).losses(predictions, proposals)
+    stock = build(FastRCNNOutputLayers).losses(predictions, proposals)
+    torch.testing.assert_close(ours["loss_cls"], 2 * stock["loss_cls"])
+    torch.testing.assert_close(ours["loss_box_reg"], stock["loss_box_reg"])
+
+
+def test_the_importance_of_a_class_is_its_own_where_n_max_says_so():
+    ious, losses = torch.linspace(0.5, 0.9, 12), torch.ones(12)
+    classes = torch.tensor([0] * 9 + [1] * 3)
+    shared, own = (
+        positive_weights(ious, torch.arange(12), classes, losses, gamma=1.0, n_max=n_max)
+        for n_max in ("shared", "class")
+    )
+    # Ranks 8 to 0 of 9 and 2 to 0 of 3: shared, the rare class weighs (9 - r) / 9 instead.
+    expected = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 9, 7, 8, 9]) / 9
+    torch.testing.assert_close(shared, expected * 12 / expected.sum())
+    expected = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 9, 3, 6, 9]) / 9
+    torch.testing.assert_close(own, expected * 12 / expected.sum())
 
 
 def test_a_part_that_is_switched_off_is_none():

@@ -47,8 +47,8 @@ def test_predictions_that_are_not_numbers_come_after_those_that_are(name):
         v.clone().index_fill_(0, broken.nonzero()[:, 0], float("nan")) for v in given_.predictions
     ]
     one_object = torch.zeros(30, dtype=torch.int64)
-    given_ = given_._replace(
-        objects=one_object, classes=one_object, predictions=Predictions(*predictions)
+    given_ = Candidates(
+        given_.boxes, given_.ious, one_object, one_object, Predictions(*predictions)
     )
     num_ranked = int((given_.predictions.scores > 0.05).sum()) if name.startswith("Score") else 20
     assert not broken[build(name)(given_, num_ranked)].any()
