@@ -46,6 +46,8 @@ def slow_balanced_l1(deltas, wanted, alpha=0.5, gamma=1.5):
 
 def build(cls=PISAFastRCNNOutputLayers, **kwargs):
     kwargs = {"box_reg_loss_type": "balanced_l1", "smooth_l1_beta": BETA, **kwargs}
+    if cls is PISAFastRCNNOutputLayers:
+        kwargs = {**dict.fromkeys(("isr_p", "isr_n", "carl")), **kwargs}
     transform = {"box2box_transform": TRANSFORM, "num_classes": NUM_CLASSES}
     return cls(ShapeSpec(channels=16), **transform, **kwargs)
 

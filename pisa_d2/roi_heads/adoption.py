@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -10,6 +10,13 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from torch import nn
 
 from ..config import check_stages
+from ..samplers import (
+    BatchSampler,
+    PairSampler,
+    ProposalSampler,
+    RandomSampler,
+    build_batch_sampler,
+)
 from ..settings import CARL, ISR, BalancedL1, NegativeISR, naming_keys
 from .fast_rcnn import PISAFastRCNNOutputLayers, predictor_settings
 
@@ -17,13 +24,19 @@ from .fast_rcnn import PISAFastRCNNOutputLayers, predictor_settings
 _LOSS_METHODS = ("losses", "box_reg_loss", "predict_probs")
 
 
+def _random_pair() -> BatchSampler:
+    return PairSampler(positive=RandomSampler(), negative=RandomSampler())
+
+
 @dataclass(frozen=True)
 class PISASettings:
     """
-    What the stock predictors of ROI heads become, see :class:`PISAFastRCNNOutputLayers`.
+    Defaults of ROI heads: the parts that their stock predictors are given, see
+    :class:`PISAFastRCNNOutputLayers`, and their sampler.
 
     Attributes:
         cascade_stages: stages of a cascade, from 0, that have the parts of PISA; empty for all.
+        sampler: chooses the samples of the batch.
     """
 
     isr_p: ISR | None = ISR()
@@ -32,11 +45,19 @@ class PISASettings:
     focal_gamma: float | None = None
     balanced_l1: BalancedL1 | None = None
     cascade_stages: tuple[int, ...] = ()
+    sampler: BatchSampler = field(default_factory=_random_pair)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "PISASettings":
-        stages = tuple(cfg.MODEL.PISA.CASCADE_STAGES)
-        return cls(**predictor_settings(cfg), cascade_stages=stages)
+        return cls(
+            **predictor_settings(cfg),
+            cascade_stages=tuple(cfg.MODEL.PISA.CASCADE_STAGES),
+            sampler=build_batch_sampler(cfg),
+        )
+
+    def has_parts(self) -> bool:
+        """Whether any part of PISA is on."""
+        return any(part is not None for part in (self.isr_p, self.isr_n, self.carl))
 
     def check_stages(self, num_stages: int) -> None:
         """
@@ -58,32 +79,62 @@ class PISASettings:
         }
 
 
-def adopt(predictor: nn.Module, settings: dict[str, Any]) -> bool:
+def pick_sampler(
+    sampler: BatchSampler | None,
+    positive: ProposalSampler | None,
+    negative: ProposalSampler | None,
+    default: BatchSampler,
+) -> BatchSampler:
+    """
+    The given sampler, or a pair of those given, each of which is the default's if it is not.
+
+    Raises:
+        ValueError: ``sampler`` is given together with one for a kind.
+    """
+    if positive is None and negative is None:
+        return sampler or default
+    if sampler is not None:
+        raise ValueError("Give sampler, or positive_sampler and negative_sampler.")
+    pair: Any = default if isinstance(default, PairSampler) else _random_pair()
+    return PairSampler(positive=positive or pair.positive, negative=negative or pair.negative)
+
+
+def adopt(predictor: nn.Module, settings: dict[str, Any], given: Sequence[str] = ()) -> str:
     """
     Give a stock predictor, or one derived from it, the losses of PISA, in place: it is the same
-    module afterwards, with its parameters, its other settings and the overrides of its class.
+    module afterwards, with its parameters, its other settings and the overrides of its class. A
+    predictor of PISA keeps the losses that it has.
 
     Args:
         settings: see :meth:`PISASettings.of_stage`.
+        given: names of the settings that were given explicitly.
 
     Returns:
-        Whether it could be given them; False leaves the predictor as it was.
+        Why PISA has no part, or not all of its part, in the losses; empty if it has.
+
+    Raises:
+        ValueError: settings are given, and the predictor has its own.
     """
+    name = type(predictor).__name__
+    if isinstance(predictor, PISAFastRCNNOutputLayers):
+        if given and not predictor.adopted:
+            raise ValueError(
+                f"{', '.join(given)} given to ROI heads, but their box predictor {name} has its "
+                "own settings: give them to the predictor."
+            )
+        return ""
     if not isinstance(predictor, FastRCNNOutputLayers):
-        return False
+        return "its losses know nothing of PISA"
     adopted: Any = predictor
     adopted.__class__ = _with_pisa(predictor.__class__)
     adopted.set_losses(**settings)
-    return True
-
-
-def overridden_losses(predictor: nn.Module) -> list[str]:
-    """Methods of an adopted predictor by which its own class changes what PISA's losses do."""
-    return [
-        name
-        for name in _LOSS_METHODS
-        if getattr(type(predictor), name) is not getattr(PISAFastRCNNOutputLayers, name)
+    adopted.adopted = True
+    overridden = [
+        method
+        for method in _LOSS_METHODS
+        if getattr(type(adopted), method) is not getattr(PISAFastRCNNOutputLayers, method)
     ]
+    return f"PISA may have no part in its own {', '.join(overridden)}" if overridden else ""
 
 
 @functools.cache

@@ -52,7 +52,12 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
     The stock box predictor with the losses of Prime Sample Attention, and with focal loss and
     balanced L1. Parameters and inference are those of the stock one, and so are the losses, to the
     last bit, when all parts are switched off.
+
+    Attributes:
+        adopted: whether this was a stock predictor, to which ROI heads gave their settings.
     """
+
+    adopted = False
 
     @configurable
     def __init__(

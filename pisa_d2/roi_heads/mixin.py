@@ -15,7 +15,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads
 from detectron2.modeling.roi_heads.rotated_fast_rcnn import RROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import pisa_settings
 from ..matcher import build_proposal_matcher, may_ignore
@@ -26,14 +26,12 @@ from ..samplers import (
     Predictions,
     ProposalSampler,
     Quota,
-    RandomSampler,
-    build_batch_sampler,
-    build_proposal_sampler,
 )
 from ..samplers.candidates import is_positive
 from ..settings import CARL, ISR, NegativeISR
-from .adoption import PISASettings, adopt, overridden_losses, predictors_of
-from .fast_rcnn import OBJECT_FIELD, PISAFastRCNNOutputLayers
+from .adoption import PISASettings, adopt, pick_sampler, predictors_of
+from .description import describe
+from .fast_rcnn import OBJECT_FIELD
 from .pooling import ReusingPooler
 from .sampling import label_samples, match_proposals, with_object_ids, without_step_fields
 from .scoring import BoxBranch, predict_all
@@ -42,8 +40,6 @@ from .step import PooledFeatures, Step
 logger = logging.getLogger(__name__)
 
 _EXTENDED = (StandardROIHeads, Res5ROIHeads, CascadeROIHeads)
-# Methods of ROI heads that the mixin takes the place of.
-_REPLACED = ("label_and_sample_proposals", "_match_and_label_boxes")
 _NOT_GIVEN: Any = object()
 
 
@@ -93,7 +89,7 @@ class PISAMixin(ROIHeads):
         """
         Args:
             args, kwargs: arguments of the ROI heads: ``cfg`` and ``input_shape``, or their parts.
-            sampler: chooses the samples of the batch, in the place of the next two.
+            sampler: chooses the samples of the batch, instead of the next two.
             positive_sampler, negative_sampler: choose among the positives, and the negatives, of
                 each image; at random by default, or as ``cfg`` says.
             isr_p, isr_n, carl: the parts of PISA that stock predictors are given, None for off;
@@ -115,33 +111,19 @@ class PISAMixin(ROIHeads):
             )
         super().__init__(*args, **kwargs)
         cfg = args[0] if args else kwargs.get("cfg")
-        if cfg is not None:
-            pisa = pisa or PISASettings.from_config(cfg)
-        if cfg is not None and sampler is None:
-            if positive_sampler is None and negative_sampler is None:
-                sampler = build_batch_sampler(cfg)
-            elif positive_sampler is None:
-                positive_sampler = build_proposal_sampler(cfg, "POSITIVE_SAMPLER")
-            elif negative_sampler is None:
-                negative_sampler = build_proposal_sampler(cfg, "NEGATIVE_SAMPLER")
-        if sampler is None:
-            sampler = PairSampler(
-                positive=positive_sampler or RandomSampler(),
-                negative=negative_sampler or RandomSampler(),
-            )
-        elif positive_sampler is not None or negative_sampler is not None:
-            raise ValueError(f"{name}: give sampler, or positive_sampler and negative_sampler.")
+        if pisa is None:
+            pisa = PISASettings() if cfg is None else PISASettings.from_config(cfg)
         parts: dict[str, Any] = {"isr_p": isr_p, "isr_n": isr_n, "carl": carl}
         given = {key: value for key, value in parts.items() if value is not _NOT_GIVEN}
         if cascade_stages is not _NOT_GIVEN:
             given["cascade_stages"] = tuple(cascade_stages or ())
-        self.sampler = sampler
+        self.sampler = pick_sampler(sampler, positive_sampler, negative_sampler, pisa.sampler)
         self._given_parts = sorted(given)
-        self._pisa: PISASettings | None = replace(pisa or PISASettings(), **given)
+        self._pisa: PISASettings | None = replace(pisa, **given)
         self._step: Step | None = None
         self._told = False
         self._adopt_predictors()
-        if sampler.needs_predictions:
+        if self.sampler.needs_predictions:
             ReusingPooler.adopt(self.box_branch.pooler)
 
     @classmethod
@@ -155,7 +137,7 @@ class PISAMixin(ROIHeads):
             ious = cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS
             ret["proposal_matchers"] = [build_proposal_matcher(cfg, iou) for iou in ious]
         if cls._is_given_parts():
-            ret.update(sampler=build_batch_sampler(cfg), pisa=PISASettings.from_config(cfg))
+            ret["pisa"] = PISASettings.from_config(cfg)
         return ret
 
     @classmethod
@@ -179,43 +161,27 @@ class PISAMixin(ROIHeads):
         predictors = predictors_of(self.box_predictor)
         if isinstance(self, CascadeROIHeads):
             self._pisa.check_stages(len(predictors))
-        parts = (self._pisa.isr_p, self._pisa.isr_n, self._pisa.carl)
         for stage, predictor in enumerate(predictors):
-            if isinstance(predictor, PISAFastRCNNOutputLayers):
-                if self._given_parts and not getattr(predictor, "adopted", False):
-                    raise ValueError(
-                        f"{type(self).__name__} is given {', '.join(self._given_parts)}, but its "
-                        f"box predictor {type(predictor).__name__} has settings of its own: give "
-                        "them to the predictor."
-                    )
-                continue
-            name = type(predictor).__name__
-            if not adopt(predictor, self._pisa.of_stage(stage)):
-                missing = "its losses know nothing of PISA"
-            else:
-                cast(Any, predictor).adopted = True
-                overridden = overridden_losses(predictor)
-                missing = f"PISA may have no part in its own {', '.join(overridden)}"
-                if not overridden:
-                    continue
-            if self.sampler.needs_predictions:
+            name = type(predictor).__name__  # before it is adopted
+            missing = adopt(predictor, self._pisa.of_stage(stage), self._given_parts)
+            if missing and self.sampler.needs_predictions:
                 raise TypeError(
-                    f"{_sampler_names(self.sampler)} needs the losses of a box predictor derived "
-                    f"from PISAFastRCNNOutputLayers, which {name} is not: {missing}."
+                    f"{self.sampler} needs the losses of a box predictor derived from "
+                    f"PISAFastRCNNOutputLayers, which {name} is not: {missing}."
                 )
-            if any(part is not None for part in parts):
+            if missing and self._pisa.has_parts():
                 logger.warning(
                     f"{type(self).__name__} keeps its box predictor {name}: {missing}. Derive it "
                     "from PISAFastRCNNOutputLayers, or switch the parts of PISA off."
                 )
 
-    # Not in forward, which stays that of the heads: for any further arguments, and for export.
+    # The forward of the heads is left alone: it may have further arguments, and can be exported.
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.training:
             return super().__call__(*args, **kwargs)
         if not self._told:
             self._told = True
-            logger.info(self._describe())
+            logger.info(describe(self, replaced_by=PISAMixin))
         with self._in_step(args[1] if len(args) > 1 else kwargs["features"]):
             return super().__call__(*args, **kwargs)
 
@@ -339,7 +305,7 @@ class PISAMixin(ROIHeads):
     ) -> tuple[list[Candidates], Tensor | None]:
         if self._step is None:
             raise RuntimeError(
-                f"{_sampler_names(self.sampler)} needs features: call the ROI heads, or their "
+                f"{self.sampler} needs features: call the ROI heads, or their "
                 "choose_samples, instead of label_and_sample_proposals or forward."
             )
         batch, _, pooled = self.predict(self._step.features, batch, targets)
@@ -390,35 +356,3 @@ class PISAMixin(ROIHeads):
         storage.put_scalar(f"stage{stage}/roi_head/num_fg_samples", mean)
         storage.put_scalar(f"stage{stage}/roi_head/num_bg_samples", num - mean)
         return labelled
-
-    def _describe(self) -> str:
-        """One line on what is active."""
-        stages = [_parts_of(predictor) for predictor in predictors_of(self.box_predictor)]
-        parts = stages[0]
-        if len(set(stages)) > 1:
-            parts = "; ".join(f"stage {i}: {of_stage}" for i, of_stage in enumerate(stages))
-        theirs = type(self).__mro__[type(self).__mro__.index(PISAMixin) + 1 :]
-        replaced = [
-            f"{c.__name__}.{name}"
-            for c in theirs
-            if c not in (*_EXTENDED, ROIHeads)
-            for name in _REPLACED
-            if name in vars(c)
-        ]
-        line = f"{type(self).__name__}: {_sampler_names(self.sampler)}; {parts}."
-        return line + (f" Takes the place of {', '.join(replaced)}." if replaced else "")
-
-
-def _sampler_names(sampler: BatchSampler) -> str:
-    if not isinstance(sampler, PairSampler):
-        return type(sampler).__name__
-    positive, negative = type(sampler.positive).__name__, type(sampler.negative).__name__
-    return f"{positive} (positives) and {negative} (negatives)"
-
-
-def _parts_of(predictor: nn.Module) -> str:
-    if not isinstance(predictor, PISAFastRCNNOutputLayers):
-        return f"no part of PISA in {type(predictor).__name__}"
-    parts = {"ISR-P": predictor.isr_p, "ISR-N": predictor.isr_n, "CARL": predictor.carl}
-    active = [name for name, part in parts.items() if part is not None]
-    return ", ".join(active) if active else "no part of PISA"

@@ -109,6 +109,9 @@ class BatchSampler:
         """
         raise NotImplementedError
 
+    def __str__(self) -> str:
+        return type(self).__name__
+
 
 @PROPOSAL_SAMPLER_REGISTRY.register()
 class RandomSampler(ProposalSampler):
@@ -138,6 +141,10 @@ class PairSampler(BatchSampler):
         self.positive = positive
         self.negative = negative
         self.needs_predictions = positive.needs_predictions or negative.needs_predictions
+
+    def __str__(self) -> str:
+        positive, negative = type(self.positive).__name__, type(self.negative).__name__
+        return f"{positive} (positives) and {negative} (negatives)"
 
     def __call__(self, batch: list[Candidates], quota: Quota) -> list[Choice]:
         return [self._choose(candidates, quota) for candidates in batch]

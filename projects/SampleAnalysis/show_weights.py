@@ -24,6 +24,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from pisa_d2.attention import isr_p_weights
+from pisa_d2.boxes import box_iou
 from pisa_d2.reweighting import carl_weights
 
 HIGHEST = 3.0  # weight at the end of the colour scale
@@ -31,9 +32,10 @@ HIGHEST = 3.0  # weight at the end of the colour scale
 
 @dataclass
 class WeightedBoxes:
-    """The positives of one image: (P, 4) regressed boxes in pixels, and (P,) weights each."""
+    """The positives of one image: (P, 4) regressed boxes in pixels; (P,) IoU and weights."""
 
     boxes: np.ndarray
+    ious: np.ndarray
     isr_p: np.ndarray
     carl: np.ndarray
 
@@ -70,6 +72,7 @@ def weigh_positives(model: torch.nn.Module, inputs: dict) -> WeightedBoxes:
     boxes = transform.apply_deltas(positives.deltas, positives.boxes)
     return WeightedBoxes(
         boxes.numpy(),
+        box_iou(boxes, positives.gt_boxes).numpy(),
         weights.numpy(),
         carl_weights(positives.probs, carl.gamma, carl.beta).numpy(),
     )

@@ -16,6 +16,7 @@ from helpers import HEADS, random_batch, sampled_by, small_cfg, switch
 from torch import nn
 
 from pisa_d2 import PISACascadeROIHeads, PISAFastRCNNOutputLayers, PISAMixin, PISAROIHeads
+from pisa_d2.roi_heads.description import describe
 from pisa_d2.settings import CARL, ISR
 
 pytestmark = pytest.mark.usefixtures("storage")
@@ -129,7 +130,7 @@ def test_heads_give_their_parts_to_a_stock_predictor_and_none_to_one_with_its_ow
     own = predictor_of(heads, PISAFastRCNNOutputLayers, isr_p=ISR(gamma=5.0))
     heads = PISAROIHeads(**{**parts, "box_predictor": own})
     assert heads.box_predictor is own and own.isr_p.gamma == 5.0
-    with pytest.raises(ValueError, match="is given carl, isr_p, but its box predictor"):
+    with pytest.raises(ValueError, match="carl, isr_p given to ROI heads, but their box predictor"):
         PISAROIHeads(**{**parts, "box_predictor": own}, isr_p=ISR(), carl=None)
 
 
@@ -236,5 +237,5 @@ def test_the_stages_of_a_cascade_are_told_apart_in_that_line(caplog):
     opts = [*HEADS["PISACascadeROIHeads"], "MODEL.PISA.CASCADE_STAGES", [2]]
     heads = make(PISACascadeROIHeads, *opts)
     assert "stage 0: no part of PISA; stage 1: no part of PISA; stage 2: ISR-P, ISR-N, CARL" in (
-        heads._describe()
+        describe(heads, PISAMixin)
     )

@@ -114,7 +114,7 @@ def test_heads_take_samplers_as_arguments_in_place_of_those_of_the_config():
     assert type(heads.sampler.positive) is RandomSampler
     heads = make(PISAROIHeads, sampler=OHEMSampler())
     assert "loss_carl" in heads(None, *inputs())[1]
-    with pytest.raises(ValueError, match="give sampler, or positive_sampler and negative_sampler"):
+    with pytest.raises(ValueError, match="Give sampler, or positive_sampler and negative_sampler"):
         PISAROIHeads(**parts_of(sampler=OHEMSampler(), positive_sampler=HardSampler()))
 
 

@@ -199,7 +199,7 @@ def test_heads_made_of_parts_sample_at_random_without_a_sampler():
     cfg = small_cfg()
     shapes = {f"p{i}": ShapeSpec(channels=32, stride=2**i) for i in range(2, 6)}
     parts = PISAOwnHeads.from_config(cfg, shapes)
-    del parts["sampler"]
+    del parts["pisa"]
     sampler = PISAOwnHeads(**parts).sampler
     assert type(sampler.positive) is type(sampler.negative) is RandomSampler
 

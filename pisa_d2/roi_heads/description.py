@@ -1,0 +1,44 @@
+"""One line on what is active in ROI heads, for the log."""
+
+from detectron2.modeling import ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads
+from torch import nn
+
+from .adoption import predictors_of
+from .fast_rcnn import PISAFastRCNNOutputLayers
+
+_STOCK = (StandardROIHeads, Res5ROIHeads, CascadeROIHeads, ROIHeads)
+_REPLACED = ("label_and_sample_proposals", "_match_and_label_boxes")
+
+
+def describe(heads: ROIHeads, replaced_by: type) -> str:
+    """
+    Samplers, parts of PISA by stage, and overrides of the extended heads that are not called.
+
+    Args:
+        heads: have a ``sampler`` and a ``box_predictor``.
+        replaced_by: the class in their bases whose methods are called instead of overrides in the
+            classes that come after it.
+    """
+    cls = type(heads)
+    stages = [_parts_of(predictor) for predictor in predictors_of(heads.box_predictor)]
+    parts = stages[0]
+    if len(set(stages)) > 1:
+        parts = "; ".join(f"stage {i}: {of_stage}" for i, of_stage in enumerate(stages))
+    replaced = [
+        f"{base.__name__}.{name}"
+        for base in cls.__mro__[cls.__mro__.index(replaced_by) + 1 :]
+        if base not in _STOCK
+        for name in _REPLACED
+        if name in vars(base)
+    ]
+    line = f"{cls.__name__}: {heads.sampler}; {parts}."
+    return line + (f" Takes the place of {', '.join(replaced)}." if replaced else "")
+
+
+def _parts_of(predictor: nn.Module) -> str:
+    if not isinstance(predictor, PISAFastRCNNOutputLayers):
+        return f"no part of PISA in {type(predictor).__name__}"
+    parts = {"ISR-P": predictor.isr_p, "ISR-N": predictor.isr_n, "CARL": predictor.carl}
+    active = [name for name, part in parts.items() if part is not None]
+    return ", ".join(active) if active else "no part of PISA"
