@@ -83,6 +83,7 @@ def test_a_run_that_is_killed_stopped_and_killed_again_ends_as_if_it_had_been_le
     assert (losses["iteration"], losses["lr"]) == (expected["iteration"], expected["lr"])
 
 
+@pytest.mark.slow
 def test_torchrun_ends_with_the_error_of_its_processes(datasets, tmp_path):
     words = [*TORCHRUN, *command("train_net.py", tmp_path), "SOLVER.IMS_PER_BATCH", "3"]
     status, printed = run(words, datasets)

@@ -81,6 +81,7 @@ def test_a_plain_detectors_checkpoint_loads_as_the_readme_says(tmp_path, monkeyp
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_evaluates(tmp_path):
     make_digits(tmp_path, num_train=8, num_val=2)
     run_training(

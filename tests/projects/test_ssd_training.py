@@ -105,6 +105,7 @@ def test_clipping_full_model_limits_the_norm_of_the_whole_gradient():
     assert cfg.SOLVER.CLIP_GRADIENTS.ENABLED
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_evaluates(tmp_path):
     make_digits(tmp_path, num_train=8, num_val=2)
     run_training(
