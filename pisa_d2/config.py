@@ -45,14 +45,15 @@ def add_pisa_config(cfg: CN) -> None:
     # How proposals are matched to objects: a name in PROPOSAL_MATCHER_REGISTRY.
     cfg.MODEL.ROI_HEADS.PROPOSAL_MATCHER = "IoUMatcher"
 
-    # How proposals are chosen for training: names in PROPOSAL_SAMPLER_REGISTRY. How many is up to
-    # Detectron2's BATCH_SIZE_PER_IMAGE and POSITIVE_FRACTION.
+    # How proposals are chosen for training: names in PROPOSAL_SAMPLER_REGISTRY, or one sampler of
+    # both kinds together, named twice. BATCH_SIZE_PER_IMAGE and POSITIVE_FRACTION set how many, as
+    # in Detectron2.
     cfg.MODEL.ROI_HEADS.POSITIVE_SAMPLER = CN()
     cfg.MODEL.ROI_HEADS.POSITIVE_SAMPLER.NAME = "RandomSampler"
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER = CN()
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.NAME = "RandomSampler"
 
-    # IoUBalancedSampler: bins from 0 to the background threshold. At least 1.
+    # IoUBalancedSampler: number of bins, which cut the IoU that negatives reach. At least 1.
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.IOU_BALANCED = CN()
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.IOU_BALANCED.NUM_BINS = 3
     # The bins begin at this IoU instead, if it is not negative, and FLOOR_FRACTION (in [0, 1]) of
@@ -65,13 +66,13 @@ def add_pisa_config(cfg: CN) -> None:
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.SCORE_HLR.NMS_THRESH = 0.5
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.SCORE_HLR.SCORE_THRESH = 0.05
 
-    # HardSampler, for both kinds: choose positives and negatives together, of all images of a
-    # process, by classification and box loss, as OHEM was published. POSITIVE_FRACTION then does
-    # not count.
+    # HardSampler for both kinds: choose positives and negatives together, from all images of a
+    # process, by classification and box loss, as OHEM was published (the OHEMSampler).
+    # POSITIVE_FRACTION is then ignored.
     cfg.MODEL.ROI_HEADS.HARD_SAMPLER = CN()
     cfg.MODEL.ROI_HEADS.HARD_SAMPLER.JOINT = False
-    # JOINT: proposals of an image and class that overlap by more than this IoU give one sample,
-    # the hardest. In [0, 1].
+    # OHEMSampler: proposals of one image and class that overlap by more than this IoU give one
+    # sample, the hardest. In [0, 1].
     cfg.MODEL.ROI_HEADS.HARD_SAMPLER.NMS_THRESH = 0.7
 
     # Softmax focal loss, (1 - p) ** GAMMA times the cross entropy, in the box predictor.
@@ -132,7 +133,7 @@ def add_pisa_config(cfg: CN) -> None:
 
 def look_up(registry: Registry, key: str, name: Any) -> Any:
     """
-    What is registered as ``name``, the value of the config key ``key``.
+    Find the class registered as ``name``, the value of the config key ``key``.
 
     Raises:
         ValueError: nothing is; names the key and what there is to choose from.

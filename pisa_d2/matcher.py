@@ -49,7 +49,7 @@ def _negative_range(matcher: Matcher) -> tuple[float, float]:
 
 def match_by_iou(matcher: Matcher, ious: Tensor) -> Match:
     """
-    What any of Detectron2's matchers decides, with the IoU and the range of the negatives' IoU.
+    Match by any of Detectron2's matchers, and add the IoU and the range of the negatives' IoU.
 
     Args:
         ious: floating (M, N), of M objects with N proposals.
@@ -109,8 +109,8 @@ def may_ignore(matcher: Matcher) -> bool:
 @PROPOSAL_MATCHER_REGISTRY.register()
 class IoUMatcher(ProposalMatcher):
     """
-    Stock matching: each proposal goes to the object that it overlaps most, and the thresholds say
-    what that makes it.
+    Stock matching: each proposal goes to the object that it overlaps most, and the thresholds
+    decide whether it is positive, negative or ignored.
     """
 
     @configurable

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 # Boxes go through the head in parts whose pooled features take at most this: 10,000 at a time with
 # 256 x 7 x 7 float32 features (FPN), 600 with 1024 x 14 x 14 (C4).
 MAX_BYTES_AT_A_TIME = 2**29
-# Pooled features of all boxes are kept for the chosen ones up to this size, else pooled anew.
+# Pooled features of all boxes are kept for the chosen ones up to this size, else pooled again.
 MAX_BYTES_KEPT = 2**30
 
 
-# Of poolers that do not tell theirs.
+# The output size of poolers that do not tell theirs.
 _USUAL_SIZE = (7, 7)
 
 

@@ -1,4 +1,4 @@
-"""What belongs to one training step of ROI heads."""
+"""The state of one training step of ROI heads."""
 
 from dataclasses import dataclass
 

@@ -54,8 +54,8 @@ def build_proposal_sampler(
 
 def build_batch_sampler(cfg: CfgNode) -> BatchSampler:
     """
-    What chooses the samples of ROI heads, by ``MODEL.ROI_HEADS.POSITIVE_SAMPLER`` and
-    ``NEGATIVE_SAMPLER``: a pair of samplers, or a :class:`BatchSampler` that both name.
+    Build the sampler of ROI heads that ``MODEL.ROI_HEADS.POSITIVE_SAMPLER`` and
+    ``NEGATIVE_SAMPLER`` name: a pair of samplers, or a :class:`BatchSampler` that both name.
 
     Raises:
         ValueError: see :func:`build_proposal_sampler`; or one node alone names a BatchSampler.

@@ -1,4 +1,4 @@
-"""What samplers choose from, and what they choose."""
+"""Candidates for samplers, and their choices."""
 
 from typing import Any, NamedTuple
 
@@ -118,8 +118,8 @@ class _Selected(_Rows, Candidates):
 class Quota(NamedTuple):
     """
     Attributes:
-        num_per_image: how many samples an image may contribute.
-        positive_fraction: of these, at most, that may be positive, in [0, 1].
+        num_per_image: number of samples per image, at most.
+        positive_fraction: the largest share of positives among them, in [0, 1].
         num_classes: number of foreground classes K, which is the class of negatives.
     """
 
@@ -144,7 +144,7 @@ class Choice(NamedTuple):
 
     @property
     def indices(self) -> Tensor:
-        """Of both, the positives first."""
+        """Indices of both, the positives first."""
         return torch.cat([self.positives, self.negatives])
 
 
