@@ -34,7 +34,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from .config import add_pisa_config
-from .data import ReadableOnly
+from .data import ReadableOnly, register_from_config
 from .engine import Checkpointer, ResumableTrainer, launch
 from .preflight import check_config, check_data, check_model
 
@@ -101,6 +101,7 @@ def load_config(args: argparse.Namespace, add_config: AddConfig = add_pisa_confi
     add_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
+    register_from_config(cfg)
     return cfg
 
 

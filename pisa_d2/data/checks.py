@@ -14,6 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
+from .registered import check_registered
+
 logger = logging.getLogger(__name__)
 
 # How many of a kind are named; the rest is counted.
@@ -222,10 +224,9 @@ def check_when_loaded(
     Raises:
         ValueError: a name is not registered.
     """
+    names = list(names)
+    check_registered(key, names)
     for name in names:
-        if name not in DatasetCatalog:
-            known = ", ".join(sorted(DatasetCatalog))
-            raise ValueError(f"{key} = {name!r} is not a registered data set; known are {known}.")
         load = DatasetCatalog.pop(name)
         if isinstance(load, _CheckedDataset):
             load = load.load

@@ -10,6 +10,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetMapper
 from detectron2.data.transforms import ResizeShortestEdge
 
+from pisa_d2.data import register_from_config
+
 # Of Detectron2 0.6's anchors; nothing that a user could mend.
 warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
 
@@ -34,6 +36,7 @@ def setup(config_file: str, options: list[str]) -> CfgNode:
     pisa_d2.add_pisa_config(cfg)
     cfg.merge_from_file(config_file)
     cfg.merge_from_list(options)
+    register_from_config(cfg)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.ROI_HEADS.NAME = PISA_HEADS.get(cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NAME)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pisa_d2  # noqa: F401  # isort: skip  (readies Detectron2 and registers data sets)
+import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readies)
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -24,6 +24,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from pycocotools import mask
+
+from pisa_d2.data import register_builtin_datasets, register_datasets
+from pisa_d2.data.registered import check_registered
 
 IOU_THRESHOLD = 0.5  # a detection is right where AP50 counts it as right
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -78,17 +81,19 @@ def match(truth: list[Box], detections: list[Box]) -> None:
 
 
 def read_test_sets(output_dir: Path) -> list[str]:
-    """The run's DATASETS.TEST."""
+    """Return the run's DATASETS.TEST, after registering its DATASETS.REGISTER."""
     path = output_dir / "config.yaml"
     if not output_dir.is_dir():
         raise FileNotFoundError(f"There is no folder '{output_dir}'.")
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' is missing. Name a folder that train_net.py wrote.")
     # Read as it is: merging would refuse the keys of other projects.
-    names = CfgNode.load_yaml_with_base(str(path))["DATASETS"]["TEST"]
-    if not names:
+    datasets = CfgNode.load_yaml_with_base(str(path))["DATASETS"]
+    if not datasets["TEST"]:
         raise ValueError(f"DATASETS.TEST is empty in '{path}': there is nothing to show.")
-    return list(names)
+    register_builtin_datasets()
+    register_datasets(datasets.get("REGISTER", []))
+    return list(datasets["TEST"])
 
 
 def load_pictures(output_dir: Path, num_images: int, min_score: float) -> list[Picture]:
@@ -108,8 +113,7 @@ def load_pictures(output_dir: Path, num_images: int, min_score: float) -> list[P
             f"'{path}' is missing: no COCO evaluation has finished. Train to the end first, or "
             "run train_net.py with --eval-only, this OUTPUT_DIR and MODEL.WEIGHTS."
         )
-    if name not in DatasetCatalog:
-        raise ValueError(f"Importing pisa_d2 does not register the run's data set {name!r}.")
+    check_registered("DATASETS.TEST", [name])
     records = DatasetCatalog.get(name)
     num_images = min(num_images, len(records))
     # The middle one of each of num_images equal parts.

@@ -1,8 +1,8 @@
 import copy
+import functools
 import json
 import logging
 import math
-import os
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from pisa_d2.data.bccd import load_bccd
 from pisa_d2.data.catalog import register_dataset
 from pisa_d2.data.checks import Classes, box_fault, check_dataset, check_when_loaded
 
@@ -195,8 +196,8 @@ def test_what_detectron2_loads_is_checked_however_often_that_is_asked_for(folder
     assert len([m for m in caplog.messages if "left out 2 box(es)" in m]) == 1
 
 
-def test_an_unknown_data_set_names_the_key_and_those_there_are():
-    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN = 'nowhere'.*bccd_train.*digits_train"):
+def test_an_unknown_dataset_names_the_key_and_how_to_register():
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN = 'nowhere'.*DATASETS\.REGISTER"):
         check_when_loaded(["nowhere"], "DATASETS.TRAIN", None, needs_objects=False)
 
 
@@ -235,12 +236,7 @@ def test_annotations_that_are_not_there_name_the_file_and_the_variable(tmp_path)
 
 
 def test_a_loaders_own_words_are_left_as_they_are(tmp_path):
-    from pisa_d2.data import register_bccd
-
-    register_bccd(tmp_path)
-    try:
-        check_when_loaded(["bccd_train"], "DATASETS.TRAIN", None, needs_objects=True)
-        with pytest.raises(FileNotFoundError, match="^'.*train.txt' is missing. Put BCCD"):
-            DatasetCatalog.get("bccd_train")
-    finally:
-        register_bccd(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+    register_dataset(NAME, functools.partial(load_bccd, tmp_path, "train"))
+    check_when_loaded([NAME], "DATASETS.TRAIN", None, needs_objects=True)
+    with pytest.raises(FileNotFoundError, match="^'.*train.txt' is missing. Put BCCD"):
+        DatasetCatalog.get(NAME)
