@@ -19,7 +19,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from .config import look_up
-from .data.checks import Classes, check_when_loaded
+from .data.checks import check_when_loaded
+from .data.classes import check_same_classes, model_classes
 from .engine.checkpoint import UNREADABLE
 
 _REGISTRIES = {
@@ -70,16 +71,7 @@ def check_data(cfg: CfgNode, train: bool) -> None:
         for name in datasets.TEST:
             if name not in datasets.TRAIN:
                 DatasetCatalog.get(name)
-
-
-def model_classes(cfg: CfgNode) -> Classes | None:
-    """The number of classes, or None for a meta-architecture of which it is not known."""
-    architecture = cfg.MODEL.META_ARCHITECTURE
-    if architecture.endswith("RetinaNet"):
-        return Classes("MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES)
-    if architecture in ("GeneralizedRCNN", "PanopticFPN"):
-        return Classes("MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    return None
+    check_same_classes(cfg, read=not train)
 
 
 def check_output(folder: str) -> None:

@@ -21,7 +21,6 @@ from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
-    COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluators,
     LVISEvaluator,
@@ -35,7 +34,9 @@ from detectron2.utils.logger import setup_logger
 
 from .config import add_pisa_config
 from .data import ReadableOnly, register_from_config
+from .data.classes import check_same_classes, take_num_classes
 from .engine import Checkpointer, ResumableTrainer, launch
+from .evaluation import CheckedCOCOEvaluator
 from .preflight import check_config, check_data, check_model
 
 # Of Detectron2 0.6's anchors and pooler; nothing that a user could mend.
@@ -44,10 +45,10 @@ warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 EVALUATORS: dict[str, Callable[[str, str], list]] = {
-    "coco": lambda name, folder: [COCOEvaluator(name, output_dir=folder)],
+    "coco": lambda name, folder: [CheckedCOCOEvaluator(name, output_dir=folder)],
     "coco_panoptic_seg": lambda name, folder: [
         SemSegEvaluator(name, output_dir=folder),
-        COCOEvaluator(name, output_dir=folder),
+        CheckedCOCOEvaluator(name, output_dir=folder),
         COCOPanopticEvaluator(name, folder),
     ],
     "sem_seg": lambda name, folder: [SemSegEvaluator(name, output_dir=folder)],
@@ -74,7 +75,7 @@ class Trainer(ResumableTrainer):
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluators:
         """The evaluators for the ``evaluator_type`` in the metadata of the data set."""
-        kind = MetadataCatalog.get(dataset_name).evaluator_type
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
         if kind not in EVALUATORS:
             raise NotImplementedError(
                 f"No evaluator for {dataset_name!r} of type {kind!r}; known: {list(EVALUATORS)}."
@@ -110,10 +111,11 @@ def setup(args: argparse.Namespace, add_config: AddConfig = add_pisa_config) -> 
     no_gpu = cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available()
     if no_gpu:
         cfg.MODEL.DEVICE = "cpu"
-    cfg.freeze()
     check_config(cfg)
-    default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="pisa_d2")
+    take_num_classes(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
     if no_gpu:
         logger.warning("No GPU was found: MODEL.DEVICE is set to cpu.")
     check_data(cfg, train=not args.eval_only)
@@ -145,6 +147,7 @@ def main(
         return results
 
     trainer = trainer_class(cfg)
+    check_same_classes(cfg)  # all are known now
     check_model(cfg, trainer.model, args.resume, train=True)
     trainer.resume_or_load(resume=args.resume)
     if cfg.TEST.AUG.ENABLED:

@@ -76,7 +76,7 @@ def box_fault(box: Any, mode: BoxMode, size: tuple[int, int] | None) -> str | No
 
 
 def _drop_boxes(dicts: list[dict], name: str) -> list[dict]:
-    """Without the boxes of no use, with a warning that names them."""
+    """Without the boxes of no use, with a warning that names them unless ``name`` is empty."""
     faults = []
     checked = []
     for record in dicts:
@@ -91,12 +91,17 @@ def _drop_boxes(dicts: list[dict], name: str) -> list[dict]:
                 faults.append(f"{box} of '{record.get('file_name')}' {fault}")
         same = len(good) == len(record.get("annotations", []))
         checked.append(record if same else {**record, "annotations": good})
-    if faults:
+    if faults and name:
         logger.warning(
             "Data set '%s': left out %d box(es) that nothing can be learnt from: %s.",
             *(name, len(faults), _named(faults)),
         )
     return checked
+
+
+def usable_boxes(dicts: list[dict]) -> list[dict]:
+    """Return a dataset without the boxes that :func:`check_dataset` leaves out."""
+    return _drop_boxes(dicts, "")
 
 
 def _check_images(dicts: list[dict], name: str) -> None:
@@ -126,10 +131,9 @@ def _check_classes(dicts: list[dict], name: str, classes: Classes | None) -> Non
                         "Mend the annotation, or the number of classes."
                     )
     if things is not None and classes is not None and len(things) != classes.num:
-        logger.warning(
-            "%s = %d, but data set '%s' has %d class(es), %s. A prediction of a class that the "
-            "data set lacks ends its evaluation; set the key to %d unless you mean it.",
-            *(classes.key, classes.num, name, len(things), _named(list(things)), len(things)),
+        raise ValueError(
+            f"{classes.key} = {classes.num}, but dataset '{name}' has {len(things)} class(es): "
+            f"{', '.join(things)}. Set the key to {len(things)}."
         )
 
 

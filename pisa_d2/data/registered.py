@@ -67,7 +67,7 @@ def register_datasets(entries: Sequence[Sequence[str]]) -> list[list[str]]:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{KEY} lists {name!r} twice; each name may occur only once.")
-        if name in DatasetCatalog and not isinstance(_loader(name), RegisteredDataset):
+        if name in DatasetCatalog and not isinstance(registered_dataset(name), RegisteredDataset):
             raise ValueError(
                 f"{KEY} lists {name!r}, but a dataset of this name is registered already. "
                 "Choose another name."
@@ -86,9 +86,10 @@ def register_datasets(entries: Sequence[Sequence[str]]) -> list[list[str]]:
     return checked
 
 
-def _loader(name: str) -> Any:
+def registered_dataset(name: str) -> Any:
+    """Return the function that loads a registered dataset, without the checks around it."""
     loader = DatasetCatalog.data[name]
-    return getattr(loader, "load", loader)  # of one that is checked when it is loaded
+    return getattr(loader, "load", loader)
 
 
 def _check_entry(entry: Any) -> list[str]:

@@ -11,6 +11,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data.transforms import ResizeShortestEdge
 
 from pisa_d2.data import register_from_config
+from pisa_d2.data.classes import take_num_classes
 
 # Of Detectron2 0.6's anchors; nothing that a user could mend.
 warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
@@ -37,6 +38,7 @@ def setup(config_file: str, options: list[str]) -> CfgNode:
     cfg.merge_from_file(config_file)
     cfg.merge_from_list(options)
     register_from_config(cfg)
+    take_num_classes(cfg)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.ROI_HEADS.NAME = PISA_HEADS.get(cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NAME)

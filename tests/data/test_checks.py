@@ -152,12 +152,13 @@ def test_more_classes_in_the_data_than_in_the_config_are_an_error(folder):
 
 
 @pytest.mark.parametrize("num", [2, 80])
-def test_another_number_of_classes_than_that_of_the_data_is_a_warning(folder, caplog, num):
+def test_another_number_of_classes_than_that_of_the_data_is_refused(folder, num):
     dicts = register(records(folder, [annotation()]))
-    check_dataset(dicts, NAME, Classes("MODEL.ROI_HEADS.NUM_CLASSES", num))
-    (warning,) = caplog.messages
-    assert f"MODEL.ROI_HEADS.NUM_CLASSES = {num}" in warning
-    assert "3 class(es), a, b, c" in warning
+    match = (
+        rf"NUM_CLASSES = {num}, but dataset '{NAME}' has 3 class\(es\): a, b, c. Set the key to 3"
+    )
+    with pytest.raises(ValueError, match=match):
+        check_dataset(dicts, NAME, Classes("MODEL.ROI_HEADS.NUM_CLASSES", num))
 
 
 def test_images_with_only_crowds_are_named(folder, caplog):
