@@ -67,6 +67,11 @@ def check_data(cfg: CfgNode, train: bool) -> None:
     needs_objects = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS or len(datasets.TRAIN) == 1
     check_when_loaded(datasets.TEST, "DATASETS.TEST", classes, needs_objects=False)
     if train:
+        if not datasets.TRAIN:
+            raise ValueError(
+                "DATASETS.TRAIN is empty: name a dataset to train on. To register your own, set "
+                "DATASETS.REGISTER."
+            )
         check_when_loaded(datasets.TRAIN, "DATASETS.TRAIN", classes, needs_objects)
         for name in datasets.TEST:
             if name not in datasets.TRAIN:

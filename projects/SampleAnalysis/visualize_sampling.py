@@ -20,7 +20,15 @@ from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
-from loading import OVERLAP, STRATEGIES, labelled_test_images, rgb_image, setup, with_samplers
+from loading import (
+    OVERLAP,
+    STRATEGIES,
+    dataset_of,
+    labelled_test_images,
+    rgb_image,
+    setup,
+    with_samplers,
+)
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -202,7 +210,7 @@ def main() -> None:
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     heads = heads_of_strategies(cfg, model, dict(args.strategies))
 
-    dataset = args.dataset or cfg.DATASETS.TEST[0]
+    dataset = dataset_of(cfg, args.dataset)
     records = get_detection_dataset_dicts([dataset], filter_empty=False)
     names = [Path(record["file_name"]).name for record in records]
     unknown = [x for x in args.images or [] if x not in names and not x.isdecimal()]
