@@ -36,7 +36,8 @@ from detectron2.utils.logger import setup_logger
 from .config import add_pisa_config
 from .data import ReadableOnly
 from .engine import Checkpointer, ResumableTrainer, launch
-from .preflight import check_config, check_data, check_model
+from .engine.run_folder import check_room, check_run, evaluation_config, occupied
+from .preflight import check_config, check_data
 
 # Of Detectron2 0.6's anchors and pooler; nothing that a user could mend.
 warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
@@ -109,12 +110,16 @@ def setup(args: argparse.Namespace, add_config: AddConfig = add_pisa_config) -> 
     no_gpu = cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available()
     if no_gpu:
         cfg.MODEL.DEVICE = "cpu"
-    cfg.freeze()
     check_config(cfg)
-    default_setup(cfg, args)
-    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="pisa_d2")
+    changes = "" if args.eval_only else check_run(cfg, args.resume)
+    cfg.freeze()
+    logged = evaluation_config(cfg) if args.eval_only else cfg
+    default_setup(logged, args)
+    logger = setup_logger(logged.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="pisa_d2")
     if no_gpu:
         logger.warning("No GPU was found: MODEL.DEVICE is set to cpu.")
+    if changes:
+        logger.warning(changes)
     check_data(cfg, train=not args.eval_only)
     return cfg
 
@@ -128,13 +133,11 @@ def main(
     Train, or evaluate, as the command line ``args`` say. Projects give their own trainer, and what
     adds their keys to a config.
     """
-    cfg = setup(args, add_config)
-
     if args.eval_only:
+        cfg = setup(args, add_config)
         model = trainer_class.build_model(cfg)
-        check_model(cfg, model, args.resume, train=False)
         Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
+            cfg.MODEL.WEIGHTS, resume=args.resume, whole=True
         )
         results = trainer_class.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
@@ -143,14 +146,17 @@ def main(
             verify_results(cfg, results)
         return results
 
-    trainer = trainer_class(cfg)
-    check_model(cfg, trainer.model, args.resume, train=True)
-    trainer.resume_or_load(resume=args.resume)
-    if cfg.TEST.AUG.ENABLED:
-        trainer.register_hooks(
-            [hooks.EvalHook(0, lambda: trainer.test_with_tta(cfg, trainer.model))]
-        )
-    return trainer.train()
+    with occupied(load_config(args, add_config).OUTPUT_DIR):
+        cfg = setup(args, add_config)
+        trainer = trainer_class(cfg)
+        if comm.is_main_process():
+            check_room(cfg.OUTPUT_DIR, trainer.model)
+        trainer.resume_or_load(resume=args.resume)
+        if cfg.TEST.AUG.ENABLED:
+            trainer.register_hooks(
+                [hooks.EvalHook(0, lambda: trainer.test_with_tta(cfg, trainer.model))]
+            )
+        return trainer.train()
 
 
 def run(

@@ -97,3 +97,12 @@ def train_and_save_gradients(args, folder):
 
     save_gradients(folder)
     train_net.main(args)
+
+
+def wait(stays):
+    """Wait to be ended; if it ``stays``, SIGTERM is not enough."""
+    if stays:
+        signal.signal(signal.SIGTERM, lambda signum, frame: print("stays", flush=True))
+    print("waits", flush=True)
+    time.sleep(60)
+    time.sleep(60)

@@ -36,6 +36,7 @@ def _outlive_sigterm(worker_id: int) -> None:
     # With status 0, as any other would break off what the training does at that moment.
     signal.signal(signal.SIGALRM, lambda signum, frame: os._exit(0))
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(LINGER))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C too reaches all; ends with the training
 
 
 class TrainLoader:
