@@ -37,6 +37,7 @@ from .config import add_pisa_config
 from .data import ReadableOnly
 from .engine import Checkpointer, ResumableTrainer, launch
 from .engine.run_folder import check_room, check_run, evaluation_config, occupied
+from .engine.train_loader import outlive_signals
 from .preflight import check_config, check_data
 
 # Of Detectron2 0.6's anchors and pooler; nothing that a user could mend.
@@ -68,7 +69,9 @@ class Trainer(ResumableTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         mapper = ReadableOnly(DatasetMapper(cfg, is_train=False), skip=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader.worker_init_fn = outlive_signals
+        return loader
 
     @classmethod
     def build_evaluator(

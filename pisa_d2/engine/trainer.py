@@ -21,7 +21,6 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, JSONWriter
 from detectron2.utils.logger import setup_logger
-from torch.utils.data import get_worker_info
 
 from .checkpoint import Checkpointer
 from .metrics import MetricsWriter
@@ -43,15 +42,22 @@ class SaveOnSignal(HookBase):
 
     def __init__(self) -> None:
         self._told = ""
+        self._interrupted = False
         self._before: dict[signal.Signals, Any] = {}
+        self._process = os.getpid()
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self._told = signal.Signals(signum).name
-        if signum == signal.SIGINT:
-            signal.signal(signum, signal.SIG_DFL)  # or a process that hangs would not hear it
-            if comm.is_main_process() and get_worker_info() is None:
-                # Not by a logger, which the signal may have interrupted.
-                os.write(2, b"\nSaving a checkpoint after this step. Ctrl-C again ends at once.\n")
+        if os.getpid() != self._process:  # one that loads data has inherited this, and goes on
+            return
+        if signum != signal.SIGINT:
+            self._told = self._told or signal.Signals(signum).name
+            return
+        if self._interrupted:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self._told, self._interrupted = "Ctrl-C", True
+        if comm.is_main_process():  # not by a logger, which the signal may have interrupted
+            os.write(2, b"\nSaving a checkpoint after this step. Ctrl-C again ends at once.\n")
 
     def before_train(self) -> None:
         if threading.current_thread() is not threading.main_thread():

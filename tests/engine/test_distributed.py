@@ -52,7 +52,7 @@ def test_a_run_that_is_killed_stopped_twice_and_killed_ends_as_if_it_had_been_le
 ):
     folder = tmp_path / "run"
     rng = random.Random(0)
-    at = [rng.choice(iterations) for iterations in ((2, 3), (4, 5), (6,), (7, 8))]
+    at = [rng.choice(iterations) for iterations in ((2, 3), (4,), (6,), (7, 8))]
 
     # A process of Detectron2's launcher dies.
     words = command("tests/engine/strike.py", folder, "--num-gpus", "2")
@@ -71,7 +71,7 @@ def test_a_run_that_is_killed_stopped_twice_and_killed_ends_as_if_it_had_been_le
     # Ctrl-C, which a terminal sends to all processes too.
     status, printed = run(words, datasets, STRIKE=f"1 {at[2]} SIGINT group")
     assert status == EXIT_SAVED and "Ctrl-C again ends at once" in printed, printed
-    assert f"SIGINT: saved model_{at[2]:07d}.pth after iteration {at[2]}" in printed
+    assert f"Ctrl-C: saved model_{at[2]:07d}.pth after iteration {at[2]}" in printed
 
     # A process of torchrun dies, and it starts them again.
     words = command("tests/engine/strike.py", folder, "--resume")

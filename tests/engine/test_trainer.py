@@ -99,9 +99,12 @@ def test_a_checkpoint_of_detectron2_0_6_is_resumed_without_its_optimizer(tmp_pat
     assert "has no optimizer state" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_saves_after_the_step_and_exits_with_its_own_status(tmp_path, name, caplog):
-    signum = getattr(signal, name)
+@pytest.mark.parametrize(
+    ("signum", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")]
+)
+def test_a_signal_saves_after_the_step_and_exits_with_its_own_status(
+    tmp_path, signum, name, caplog
+):
     before = signal.getsignal(signum)
 
     def strike(trainer):
