@@ -35,6 +35,7 @@ from detectron2.utils.logger import setup_logger
 
 from .config import add_pisa_config
 from .data import ReadableOnly
+from .detections import DetectionsWriter
 from .engine import Checkpointer, ResumableTrainer, launch
 from .engine.run_folder import check_room, check_run, evaluation_config, occupied
 from .engine.train_loader import outlive_signals
@@ -55,7 +56,10 @@ EVALUATORS: dict[str, Callable[[str, str], list]] = {
     "sem_seg": lambda name, folder: [SemSegEvaluator(name, output_dir=folder)],
     "cityscapes_instance": lambda name, folder: [CityscapesInstanceEvaluator(name)],
     "cityscapes_sem_seg": lambda name, folder: [CityscapesSemSegEvaluator(name)],
-    "pascal_voc": lambda name, folder: [PascalVOCDetectionEvaluator(name)],
+    "pascal_voc": lambda name, folder: [
+        PascalVOCDetectionEvaluator(name),
+        DetectionsWriter(folder),
+    ],
     "lvis": lambda name, folder: [LVISEvaluator(name, output_dir=folder)],
 }
 
