@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 from helpers import ROOT, load_cfg, random_batch, small_cfg, stock, switch
 
