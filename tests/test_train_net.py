@@ -5,6 +5,7 @@ import pytest
 from helpers import ROOT, read_metrics, run_training
 
 from pisa_d2.data import make_digits
+from pisa_d2.engine.run_folder import occupied
 
 SMALL = [
     *("MODEL.DEVICE", "cpu", "SEED", "1", "MODEL.FPN.OUT_CHANNELS", "32"),
@@ -39,12 +40,24 @@ def test_a_run_trains_evaluates_resumes_and_is_evaluated_again(datasets, tmp_pat
     assert list(output.glob("events.out.tfevents.*"))
     assert (output / "inference" / "coco_instances_results.json").is_file()
 
-    printed = train_net(datasets, output, "--resume", "SOLVER.MAX_ITER", "25")
+    error = train_net(datasets, output, fails=True)
+    assert f"OUTPUT_DIR = '{output}' holds checkpoints of another run: last_checkpoint" in error
+    words = ["--resume", "SOLVER.MAX_ITER", "25", "SOLVER.BASE_LR", "9.0"]
+    printed = train_net(datasets, output, *words)
     assert "Starting training from iteration 20" in printed
+    assert "SOLVER.MAX_ITER: 25, before 20" in printed
+    assert "SOLVER.BASE_LR: 0.04 counts, not 9.0" in printed
     assert max(line["iteration"] for line in read_metrics(output)) == 25
+    config = (output / "config.yaml").read_text()
+    assert "BASE_LR: 0.04" in config and "MAX_ITER: 25" in config
 
-    weights = str(output / "model_final.pth")
-    printed = train_net(datasets, tmp_path / "eval", "--eval-only", "MODEL.WEIGHTS", weights)
+    log = (output / "log.txt").read_text()
+    with occupied(str(output)):  # by a training that goes on
+        printed = train_net(datasets, output, "--eval-only", "--resume", "SOLVER.MAX_ITER", "7")
+        assert "running in OUTPUT_DIR" in train_net(datasets, output, "--resume", fails=True)
+    assert (output / "config.yaml").read_text() == config
+    assert (output / "log.txt").read_text() == log
+    assert "MAX_ITER: 7" in (output / "inference" / "config.yaml").read_text()
     last = [line for line in read_metrics(output) if "bbox/AP" in line][-1]
     scores = [last[f"bbox/{name}"] for name in ("AP", "AP50", "AP75")]
     assert "copypaste: " + ",".join(f"{score:.4f}" for score in scores) in printed
