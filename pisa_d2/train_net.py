@@ -110,7 +110,7 @@ def setup(args: argparse.Namespace, add_config: AddConfig = add_pisa_config) -> 
     if no_gpu:
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
-    check_config(cfg)
+    check_config(cfg, train=not args.eval_only)
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="pisa_d2")
     if no_gpu:
