@@ -11,9 +11,11 @@ from detectron2.modeling import (
 from detectron2.utils import comm
 
 from .config import look_up
-from .data.checks import check_when_loaded
+from .data.checks import Needs, check_when_loaded
 from .data.classes import check_same_classes, model_classes
+from .data.image_checks import Reading
 from .engine.run_folder import check_output
+from .setting_checks import check_settings
 
 _REGISTRIES = {
     "META_ARCHITECTURE": META_ARCH_REGISTRY,
@@ -24,47 +26,67 @@ _REGISTRIES = {
 _NOT_REGISTERED = {"PrecomputedProposals"}  # a name that Detectron2 knows all the same
 
 
-def check_config(cfg: CfgNode) -> None:
+def check_config(cfg: CfgNode, train: bool = True) -> None:
     """
     To be called before ``default_setup``, which opens files in ``OUTPUT_DIR``.
 
+    Args:
+        train: whether to check the settings of a training too.
+
     Raises:
         OSError: ``OUTPUT_DIR`` cannot be written to.
-        ValueError: a name of a part of the model is unknown.
+        ValueError: a name of a part of the model is unknown, or a setting would train nothing.
     """
     for key, registry in _REGISTRIES.items():
         node, _, leaf = key.rpartition(".")
         name = (cfg.MODEL[node] if node else cfg.MODEL)[leaf]
         if name not in _NOT_REGISTERED:
             look_up(registry, f"MODEL.{key}", name)
+    if train:
+        check_settings(cfg)
     if comm.is_main_process():
         check_output(cfg.OUTPUT_DIR)
 
 
 def check_data(cfg: CfgNode, train: bool) -> None:
     """
-    Have the data sets of ``cfg`` checked whenever they are loaded from now on, see
+    Have the datasets of ``cfg`` checked whenever they are loaded from now on, see
     :func:`pisa_d2.data.checks.check_dataset`.
 
     Args:
-        train: whether those for evaluation are loaded now, rather than after the training.
+        train: whether to load those for evaluation now, rather than after the training.
 
     Raises:
-        FileNotFoundError, ValueError: with the data set, the file and how to mend it.
+        FileNotFoundError, ValueError: with the dataset, the file and how to fix it.
     """
-    classes = model_classes(cfg)
     datasets = cfg.DATASETS
-    # Beside others, a data set of nothing but background can be meant.
-    needs_objects = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS or len(datasets.TRAIN) == 1
-    check_when_loaded(datasets.TEST, "DATASETS.TEST", classes, needs_objects=False)
+    check_when_loaded(datasets.TEST, "DATASETS.TEST", _needs(cfg, train=False, test=True))
     if train:
         if not datasets.TRAIN:
             raise ValueError(
                 "DATASETS.TRAIN is empty: name a dataset to train on. To register your own, set "
                 "DATASETS.REGISTER."
             )
-        check_when_loaded(datasets.TRAIN, "DATASETS.TRAIN", classes, needs_objects)
+        for name in datasets.TRAIN:
+            needs = _needs(cfg, train=True, test=name in datasets.TEST)
+            check_when_loaded([name], "DATASETS.TRAIN", needs)
         for name in datasets.TEST:
             if name not in datasets.TRAIN:
                 DatasetCatalog.get(name)
     check_same_classes(cfg, read=not train)
+
+
+def _needs(cfg: CfgNode, train: bool, test: bool) -> Needs:
+    sizes = [cfg.INPUT.MAX_SIZE_TRAIN] if train else []
+    if test and cfg.INPUT.MIN_SIZE_TEST > 0:  # otherwise images are not resized
+        sizes.append(cfg.INPUT.MAX_SIZE_TEST)
+    return Needs(
+        train=train,
+        test=test,
+        classes=model_classes(cfg),
+        # In addition to others, a dataset of nothing but background may be intended.
+        objects=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS or len(cfg.DATASETS.TRAIN) == 1,
+        masks=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+        keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0,
+        reading=Reading(cfg.INPUT.FORMAT, min(sizes, default=0), skips_damaged=not test),
+    )

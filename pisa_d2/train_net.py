@@ -119,7 +119,7 @@ def setup(args: argparse.Namespace, add_config: AddConfig = add_pisa_config) -> 
     no_gpu = cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available()
     if no_gpu:
         cfg.MODEL.DEVICE = "cpu"
-    check_config(cfg)
+    check_config(cfg, train=not args.eval_only)
     folder = os.path.join(cfg.OUTPUT_DIR, EVALUATION) if args.eval_only else cfg.OUTPUT_DIR
     logger = setup_logger(folder, distributed_rank=comm.get_rank(), name="pisa_d2")
     take_num_classes(cfg)

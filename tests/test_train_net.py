@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -87,11 +88,13 @@ def test_bad_data_are_named_and_left_out_while_training_goes_on(bad_datasets, tm
     damaged.write_bytes(damaged.read_bytes()[:2000])
 
     printed = train_net(root, tmp_path / "run", "SOLVER.MAX_ITER", "8", "TEST.EVAL_PERIOD", "0")
-    assert "'digits_train': left out 4 box(es)" in printed
+    assert "'digits_train': dropped 4 of" in printed
     for box, fault in zip(spoilt, ("no area", "negative", "outside", "not finite"), strict=True):
         assert f"{box} of" in printed and fault in printed
     assert "1 image(s) have only crowd boxes" in printed and "000003.jpg" in printed
-    assert f"Left out '{damaged}', which is damaged" in printed
+    assert f"images are left out, since they are damaged or of an unknown format: '{damaged}'" in (
+        printed
+    )
     assert (tmp_path / "run" / "model_final.pth").is_file()
 
 
@@ -100,7 +103,7 @@ def test_a_missing_image_ends_the_run_before_training(bad_datasets, tmp_path):
     image = root / "digits" / "val" / "000002.jpg"
     image.unlink()
     error = train_net(root, tmp_path / "run", fails=True)
-    assert f"FileNotFoundError: Data set 'digits_val' lacks 1 of its 4 images: '{image}'" in error
+    assert f"Dataset 'digits_val': 1 of its 4 images are missing: '{image}'" in error
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
@@ -113,3 +116,58 @@ def test_a_data_set_that_cannot_be_evaluated_names_the_types_that_can():
     cfg = load_cfg("BCCD/faster_rcnn_R_18_FPN.yaml")
     with pytest.raises(NotImplementedError, match="'unheard_of'.*'coco'.*'lvis'"):
         trainer.build_evaluator(cfg, "of_unknown_type")
+
+
+def _spoil_train_size(root, content):
+    content["images"][3]["width"] += 1
+
+
+def _spoil_train_category(root, content):
+    content["annotations"][3]["category_id"] = 99
+
+
+def _spoil_all_train_images(root, content):
+    for image in (root / "digits" / "train").iterdir():
+        image.write_bytes(image.read_bytes()[:500])
+
+
+def _spoil_val_image(root, content):
+    image = root / "digits" / "val" / "000002.jpg"
+    image.write_bytes(image.read_bytes()[:500])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "opts", "message"),
+    [
+        (_spoil_train_size, [], "'digits_train': 1 of 12 images have another size"),
+        (_spoil_train_category, [], r"annotations\[3\] .*category_id = 99"),
+        (_spoil_all_train_images, [], "'digits_train': 12 of 12 images are damaged"),
+        (_spoil_val_image, [], "'digits_val': 1 of 4 images are damaged"),
+        (None, ["MODEL.MASK_ON", "True"], "none of .* objects have a mask"),
+        (None, ["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "set the key to 10"),
+        (None, ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "1"], "no positive sample"),
+    ],
+)
+def test_what_would_fail_or_falsify_a_run_ends_it_before_the_first_step(
+    bad_datasets, tmp_path, spoil, opts, message
+):
+    from detectron2.engine import default_argument_parser
+
+    from pisa_d2.data import register_digits
+    from pisa_d2.train_net import main
+
+    root, path, content = bad_datasets
+    if spoil is not None:
+        spoil(root, content)
+        path.write_text(json.dumps(content))
+    config = str(ROOT / "configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml")
+    output = tmp_path / "run"
+    words = [*SMALL, *opts, "OUTPUT_DIR", str(output)]
+    args = default_argument_parser().parse_args(["--config-file", config, *words])
+    register_digits(root)
+    try:
+        with pytest.raises(ValueError, match=message):
+            main(args)
+    finally:
+        register_digits(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+    assert not list(output.glob("metrics.json")) and not list(output.glob("*.pth"))

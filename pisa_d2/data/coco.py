@@ -12,6 +12,8 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from pycocotools import mask
 
+from .coco_checks import check_coco
+
 logger = logging.getLogger(__name__)
 
 
@@ -46,7 +48,7 @@ def load_coco(json_file: str | os.PathLike, image_root: str | os.PathLike) -> li
         polygons are all unusable keeps its box and has no "segmentation".
 
     Raises:
-        ValueError: the file is not in COCO's format; the message says where.
+        ValueError: the file is not in COCO's format; with the entry, see :func:`check_coco`.
     """
     return read_coco(json_file, image_root).records
 
@@ -55,38 +57,29 @@ def read_coco(json_file: str | os.PathLike, image_root: str | os.PathLike) -> Co
     """Like :func:`load_coco`, and also return the classes."""
     with PathManager.open(str(json_file), "rb") as file:
         content = json.loads(file.read())  # of bytes: with or without a byte order mark
-    for part in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise ValueError(f"it has no list of {part!r}, as COCO's format does")
+
+    def warn(text: str) -> None:
+        logger.warning("'%s': %s", json_file, text)
+
+    check_coco(content, str(json_file), masks=False, warn=warn, strict=False)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     class_ids = {category["id"]: i for i, category in enumerate(categories)}
     classes = [category["name"] for category in categories]
-    if len(class_ids) < len(categories):
-        raise ValueError("several of its categories have the same id")
 
-    images = sorted(content["images"], key=lambda image: image["id"])
     annotations: dict[Any, list[dict]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        annotations[annotation["image_id"]].append(annotation)
-    records, bad_polygons = [], 0
-    for image in images:
-        record = {
+    for annotation in content.get("annotations", []):
+        annotations[annotation["image_id"]].append(_read_object(annotation, class_ids))
+    records = [
+        {
             "file_name": os.path.join(image_root, image["file_name"]),
             "height": image["height"],
             "width": image["width"],
             "image_id": image["id"],
+            "annotations": annotations[image["id"]],
         }
-        objects = [_read_object(a, class_ids) for a in annotations.pop(image["id"], [])]
-        bad_polygons += sum("segmentation" in o and not o["segmentation"] for o in objects)
-        for item in objects:
-            if not item.get("segmentation", True):
-                del item["segmentation"]
-        records.append({**record, "annotations": objects})
-    if len({record["image_id"] for record in records}) < len(records):
-        raise ValueError("several of its images have the same id")
-
-    _warn(json_file, bad_polygons, sum(map(len, annotations.values())))
-    _warn_of_super_categories(json_file, categories, content["annotations"])
+        for image in sorted(content["images"], key=lambda image: image["id"])
+    ]
+    _warn_of_super_categories(json_file, categories, content.get("annotations", []))
     return CocoData(records, classes, class_ids)
 
 
@@ -95,16 +88,11 @@ def _read_object(annotation: dict[str, Any], class_ids: dict[int, int]) -> dict[
     if "bbox" in annotation:
         item["bbox"] = annotation["bbox"]
     if "iscrowd" in annotation:
-        item["iscrowd"] = int(bool(annotation["iscrowd"]))
+        crowd = annotation["iscrowd"]  # other values are refused when the dataset is checked
+        item["iscrowd"] = int(crowd or 0) if crowd in (None, 0, 1, "0", "1") else crowd
     if annotation.get("ignore"):
         item["ignore"] = 1
-    category = annotation["category_id"]
-    if category not in class_ids:
-        raise ValueError(
-            f"an annotation of image {annotation['image_id']!r} has category_id={category!r}, "
-            'which "categories" does not list'
-        )
-    item["category_id"] = class_ids[category]
+    item["category_id"] = class_ids[annotation["category_id"]]
     shape = annotation.get("segmentation")
     if isinstance(shape, dict):
         compressed = not isinstance(shape["counts"], list)
@@ -116,19 +104,6 @@ def _read_object(annotation: dict[str, Any], class_ids: dict[int, int]) -> dict[
         # Pixel indices, as in Detectron2: their centres are 0.5 further. The third is visibility.
         item["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(points)]
     return item
-
-
-def _warn(json_file: Any, bad_polygons: int, strays: int) -> None:
-    if bad_polygons:
-        logger.warning(
-            "'%s': %d object(s) have no polygon of at least 3 points; their boxes are used.",
-            *(json_file, bad_polygons),
-        )
-    if strays:
-        logger.warning(
-            "'%s': ignored %d annotation(s) whose image_id is not listed in its images.",
-            *(json_file, strays),
-        )
 
 
 def _warn_of_super_categories(json_file: Any, categories: list[dict], boxes: list[dict]) -> None:

@@ -16,7 +16,7 @@ from pisa_d2.data import (
     register_datasets,
     register_from_config,
 )
-from pisa_d2.data.checks import check_when_loaded
+from pisa_d2.data.checks import Needs, check_when_loaded
 from pisa_d2.data.registered import RegisteredDataset, check_registered
 
 
@@ -108,7 +108,7 @@ def test_the_config_is_registered_again_without_complaint_also_when_checked(tmp_
     make_voc(tmp_path / "a", num_images=1, classes=("cup",))
     make_voc(tmp_path / "b", num_images=2, classes=("ball",))
     register_datasets([["mine", str(tmp_path / "a")]])
-    check_when_loaded(["mine"], "DATASETS.TRAIN", None, needs_objects=False)
+    check_when_loaded(["mine"], "DATASETS.TRAIN", Needs())
     DatasetCatalog.get("mine")
     register_datasets([["mine", str(tmp_path / "b")]])
     assert len(DatasetCatalog.get("mine")) == 2
