@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 from helpers import ROOT, load_cfg, random_batch, small_cfg, stock, switch
 
@@ -98,12 +97,3 @@ def train_and_save_gradients(args, folder):
 
     save_gradients(folder)
     train_net.main(args)
-
-
-def wait(stays):
-    """Wait to be ended; if it ``stays``, SIGTERM is not enough."""
-    if stays:
-        signal.signal(signal.SIGTERM, lambda signum, frame: print("stays", flush=True))
-    print("waits", flush=True)
-    time.sleep(60)
-    time.sleep(60)

@@ -1,13 +1,18 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
+from detectron2.engine import default_argument_parser
 from helpers import ROOT, read_metrics, run_training
 
 from pisa_d2.data import make_digits
 from pisa_d2.engine.run_folder import occupied
+from pisa_d2.train_net import main
 
+DIGITS = ROOT / "configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml"
 SMALL = [
     *("MODEL.DEVICE", "cpu", "SEED", "1", "MODEL.FPN.OUT_CHANNELS", "32"),
     *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"),
@@ -23,9 +28,8 @@ def datasets(tmp_path_factory):
 
 
 def train_net(datasets, output, *words, fails=False):
-    config = ROOT / "configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml"
     words = (*words, *SMALL)
-    return run_training(ROOT / "train_net.py", config, datasets, output, *words, fails=fails)
+    return run_training(ROOT / "train_net.py", DIGITS, datasets, output, *words, fails=fails)
 
 
 def test_a_run_trains_evaluates_resumes_and_is_evaluated_again(datasets, tmp_path):
@@ -41,8 +45,10 @@ def test_a_run_trains_evaluates_resumes_and_is_evaluated_again(datasets, tmp_pat
     assert list(output.glob("events.out.tfevents.*"))
     assert (output / "inference" / "coco_instances_results.json").is_file()
 
-    error = train_net(datasets, output, fails=True)
-    assert f"OUTPUT_DIR = '{output}' holds checkpoints of another run: last_checkpoint" in error
+    args = default_argument_parser().parse_args(["--config-file", str(DIGITS)])
+    args.opts = ["OUTPUT_DIR", str(output)]
+    with pytest.raises(ValueError, match=f"OUTPUT_DIR = '{output}' holds checkpoints of another"):
+        main(args)
     words = ["--resume", "SOLVER.MAX_ITER", "25", "SOLVER.BASE_LR", "9.0"]
     printed = train_net(datasets, output, *words)
     assert "Starting training from iteration 20" in printed
@@ -55,13 +61,26 @@ def test_a_run_trains_evaluates_resumes_and_is_evaluated_again(datasets, tmp_pat
     log = (output / "log.txt").read_text()
     with occupied(str(output)):  # by a training that goes on
         printed = train_net(datasets, output, "--eval-only", "--resume", "SOLVER.MAX_ITER", "7")
-        assert "running in OUTPUT_DIR" in train_net(datasets, output, "--resume", fails=True)
     assert (output / "config.yaml").read_text() == config
     assert (output / "log.txt").read_text() == log
     assert "MAX_ITER: 7" in (output / "inference" / "config.yaml").read_text()
     last = [line for line in read_metrics(output) if "bbox/AP" in line][-1]
     scores = [last[f"bbox/{name}"] for name in ("AP", "AP50", "AP75")]
     assert "copypaste: " + ",".join(f"{score:.4f}" for score in scores) in printed
+
+
+def test_a_second_training_in_a_folder_is_refused_before_anything_is_written(tmp_path):
+    args = default_argument_parser().parse_args(["--config-file", str(DIGITS)])
+    args.opts = ["OUTPUT_DIR", str(tmp_path)]
+    script = f"import fcntl; f = open({str(tmp_path / '.lock')!r}, 'w'); fcntl.lockf(f, 2)"
+    script += "; print(flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as other:
+        other.stdout.readline()
+        with pytest.raises(RuntimeError, match="Another training is running in OUTPUT_DIR"):
+            main(args)
+        other.kill()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.fixture

@@ -1,14 +1,14 @@
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import ROOT
 
 from pisa_d2.engine import launch
-from pisa_d2.engine.launch import ENVIRONMENT
+from pisa_d2.engine.launch import ENVIRONMENT, _wait_for
 
 
 def test_one_process_needs_no_other():
@@ -38,22 +38,40 @@ def test_processes_that_cannot_be_are_refused(ranks, message, monkeypatch):
         launch(os.getpid, 1)
 
 
-LAUNCH = "import jobs, pisa_d2.engine as e; e.launch(jobs.wait, 2, args=({},), device='cpu')"
+FORK = multiprocessing.get_context("fork")
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_ctrl_c_ends_processes_that_save_nothing_and_the_second_those_that_do_not_listen(count):
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"if __name__ == '__main__': {LAUNCH.format(count == 2)}"],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert sorted(process.stdout.readline() for _ in range(2)) == ["waits\n"] * 2
-    process.send_signal(signal.SIGINT)
-    if count == 2:
-        assert [process.stdout.readline() for _ in range(2)] == ["stays\n"] * 2
-        process.send_signal(signal.SIGINT)
-    process.communicate(timeout=15)  # until the last of them has closed what it prints to
-    assert process.returncode == -signal.SIGINT
+def wait(pipe, stays):
+    """Wait to be ended; if it ``stays``, SIGTERM is not enough."""
+    if stays:
+        signal.signal(signal.SIGTERM, lambda signum, frame: os.write(pipe, b"t"))
+    os.write(pipe, b"w")
+    for _ in range(60):
+        time.sleep(1)
+
+
+def wait_for_two(pipe, stays):
+    processes = [FORK.Process(target=wait, args=(pipe, stays)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    try:
+        _wait_for(SimpleNamespace(processes=processes))
+    except KeyboardInterrupt:
+        os._exit(130)
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_ctrl_c_ends_processes_that_save_nothing_and_the_second_those_that_do_not_listen(stays):
+    read, write = os.pipe()
+    process = FORK.Process(target=wait_for_two, args=(write, stays))
+    process.start()
+    os.close(write)
+    assert os.read(read, 1) + os.read(read, 1) == b"ww"
+    os.kill(process.pid, signal.SIGINT)
+    if stays:
+        assert os.read(read, 1) + os.read(read, 1) == b"tt"
+        os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    assert process.exitcode == (-signal.SIGINT if stays else 130)
+    assert os.read(read, 1) == b""  # all that could write have ended
+    os.close(read)
