@@ -14,8 +14,8 @@ setup: .venv/installed ## create .venv with torch, Detectron2 0.6, this package 
 	@echo "Ready: .venv"
 
 train: export DETECTRON2_DATASETS = datasets
-train: .venv/installed ## train a small detector of digits and draw what it finds
-	@$(BIN)/python train_net.py \
+train: .venv/installed ## train a small detector of digits, or finish its training, and draw what it finds
+	@$(BIN)/python train_net.py --resume \
 		--config-file configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml OUTPUT_DIR output/digits
 	@$(BIN)/python projects/ShowDetections/show_detections.py output/digits
 

@@ -42,6 +42,11 @@ __all__ = [
 
 def add_pisa_config(cfg: CN) -> None:
     """Add the keys of this package, with the published settings, to ``cfg`` in place."""
+    # Your own datasets, for DATASETS.TRAIN and DATASETS.TEST: a list of
+    # [name, annotation file, image folder] in COCO's format and
+    # [name, folder or ImageSets file] in Pascal VOC's.
+    cfg.DATASETS.REGISTER = []
+
     # How proposals are matched to objects: a name in PROPOSAL_MATCHER_REGISTRY.
     cfg.MODEL.ROI_HEADS.PROPOSAL_MATCHER = "IoUMatcher"
 

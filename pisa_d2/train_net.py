@@ -21,7 +21,6 @@ from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
-    COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluators,
     LVISEvaluator,
@@ -34,9 +33,14 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from .config import add_pisa_config
-from .data import ReadableOnly
+from .data import ReadableOnly, register_from_config
+from .data.classes import check_same_classes, take_num_classes
+from .detections import DetectionsWriter
 from .engine import Checkpointer, ResumableTrainer, launch
-from .preflight import check_config, check_data, check_model
+from .engine.run_folder import EVALUATION, check_room, check_run, evaluation_config, occupied
+from .engine.train_loader import outlive_signals
+from .evaluation import CheckedCOCOEvaluator
+from .preflight import check_config, check_data
 
 # Of Detectron2 0.6's anchors and pooler; nothing that a user could mend.
 warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
@@ -44,16 +48,19 @@ warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 EVALUATORS: dict[str, Callable[[str, str], list]] = {
-    "coco": lambda name, folder: [COCOEvaluator(name, output_dir=folder)],
+    "coco": lambda name, folder: [CheckedCOCOEvaluator(name, output_dir=folder)],
     "coco_panoptic_seg": lambda name, folder: [
         SemSegEvaluator(name, output_dir=folder),
-        COCOEvaluator(name, output_dir=folder),
+        CheckedCOCOEvaluator(name, output_dir=folder),
         COCOPanopticEvaluator(name, folder),
     ],
     "sem_seg": lambda name, folder: [SemSegEvaluator(name, output_dir=folder)],
     "cityscapes_instance": lambda name, folder: [CityscapesInstanceEvaluator(name)],
     "cityscapes_sem_seg": lambda name, folder: [CityscapesSemSegEvaluator(name)],
-    "pascal_voc": lambda name, folder: [PascalVOCDetectionEvaluator(name)],
+    "pascal_voc": lambda name, folder: [
+        PascalVOCDetectionEvaluator(name),
+        DetectionsWriter(folder),
+    ],
     "lvis": lambda name, folder: [LVISEvaluator(name, output_dir=folder)],
 }
 
@@ -67,14 +74,16 @@ class Trainer(ResumableTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         mapper = ReadableOnly(DatasetMapper(cfg, is_train=False), skip=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader.worker_init_fn = outlive_signals
+        return loader
 
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluators:
         """The evaluators for the ``evaluator_type`` in the metadata of the data set."""
-        kind = MetadataCatalog.get(dataset_name).evaluator_type
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
         if kind not in EVALUATORS:
             raise NotImplementedError(
                 f"No evaluator for {dataset_name!r} of type {kind!r}; known: {list(EVALUATORS)}."
@@ -101,6 +110,7 @@ def load_config(args: argparse.Namespace, add_config: AddConfig = add_pisa_confi
     add_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
+    register_from_config(cfg)
     return cfg
 
 
@@ -109,12 +119,17 @@ def setup(args: argparse.Namespace, add_config: AddConfig = add_pisa_config) -> 
     no_gpu = cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available()
     if no_gpu:
         cfg.MODEL.DEVICE = "cpu"
+    check_config(cfg, train=not args.eval_only)
+    folder = os.path.join(cfg.OUTPUT_DIR, EVALUATION) if args.eval_only else cfg.OUTPUT_DIR
+    logger = setup_logger(folder, distributed_rank=comm.get_rank(), name="pisa_d2")
+    take_num_classes(cfg)
+    changes = "" if args.eval_only else check_run(cfg, args.resume)
     cfg.freeze()
-    check_config(cfg)
-    default_setup(cfg, args)
-    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="pisa_d2")
+    default_setup(evaluation_config(cfg) if args.eval_only else cfg, args)
     if no_gpu:
         logger.warning("No GPU was found: MODEL.DEVICE is set to cpu.")
+    if changes:
+        logger.warning(changes)
     check_data(cfg, train=not args.eval_only)
     return cfg
 
@@ -128,13 +143,11 @@ def main(
     Train, or evaluate, as the command line ``args`` say. Projects give their own trainer, and what
     adds their keys to a config.
     """
-    cfg = setup(args, add_config)
-
     if args.eval_only:
+        cfg = setup(args, add_config)
         model = trainer_class.build_model(cfg)
-        check_model(cfg, model, args.resume, train=False)
         Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
+            cfg.MODEL.WEIGHTS, resume=args.resume, whole=True
         )
         results = trainer_class.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
@@ -143,14 +156,18 @@ def main(
             verify_results(cfg, results)
         return results
 
-    trainer = trainer_class(cfg)
-    check_model(cfg, trainer.model, args.resume, train=True)
-    trainer.resume_or_load(resume=args.resume)
-    if cfg.TEST.AUG.ENABLED:
-        trainer.register_hooks(
-            [hooks.EvalHook(0, lambda: trainer.test_with_tta(cfg, trainer.model))]
-        )
-    return trainer.train()
+    with occupied(load_config(args, add_config).OUTPUT_DIR):
+        cfg = setup(args, add_config)
+        trainer = trainer_class(cfg)
+        check_same_classes(cfg)  # all are known now
+        if comm.is_main_process():
+            check_room(cfg.OUTPUT_DIR, trainer.model)
+        trainer.resume_or_load(resume=args.resume)
+        if cfg.TEST.AUG.ENABLED:
+            trainer.register_hooks(
+                [hooks.EvalHook(0, lambda: trainer.test_with_tta(cfg, trainer.model))]
+            )
+        return trainer.train()
 
 
 def run(

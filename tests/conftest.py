@@ -22,6 +22,14 @@ settings.register_profile(
 settings.load_profile(os.getenv("HYPOTHESIS_PROFILE", "pisa_d2"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_tests(tmp_path_factory) -> Iterator[None]:
+    """What is remembered of images, also by the processes that tests start, goes with the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 class TensorAsOnGPU(Tensor):
     is_cuda = True
 

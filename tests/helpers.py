@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import pisa_d2  # isort: skip  (before Detectron2, which it readies)
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -208,3 +209,57 @@ def run_training(
 
 def read_metrics(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "metrics.json").open()]
+
+
+def noise_image(path: Path, index: int) -> None:
+    """Write an image of noise, 64 pixels wide and 48 high."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(index).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def make_coco(
+    folder: Path, num_images: int, classes: Sequence[str] = ("cup", "ball"), first_id: int = 1
+) -> Path:
+    """
+    Write a COCO json, with an object of each class in each image, and its images into
+    ``folder / "images"``. Annotation ids begin at ``first_id``.
+    """
+    images, annotations = [], []
+    for i in range(num_images):
+        images.append({"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48})
+        noise_image(folder / "images" / f"{i}.jpg", i)
+        for j in range(len(classes)):
+            box = [4 + 20 * j, 6 + i % 8, 16, 24]
+            annotations.append(
+                {
+                    "id": first_id + len(annotations),
+                    "image_id": i,
+                    "category_id": j + 1,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": j, "name": name} for j, name in enumerate(classes, start=1)]
+    path = folder / "a.json"
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def make_voc(folder: Path, num_images: int, classes: Sequence[str] = ("cup", "ball")) -> None:
+    """Write annotations and images in Pascal VOC's layout, the same as :func:`make_coco`."""
+    (folder / "Annotations").mkdir(parents=True)
+    for i in range(num_images):
+        noise_image(folder / "JPEGImages" / f"{i}.jpg", i)
+        objects = "".join(
+            f"<object><name>{name}</name><difficult>0</difficult><bndbox>"
+            f"<xmin>{5 + 20 * j}</xmin><ymin>{7 + i % 8}</ymin>"
+            f"<xmax>{20 + 20 * j}</xmax><ymax>{30 + i % 8}</ymax></bndbox></object>"
+            for j, name in enumerate(classes)
+        )
+        (folder / "Annotations" / f"{i}.xml").write_text(
+            f"<annotation><filename>{i}.jpg</filename><size><width>64</width>"
+            f"<height>48</height><depth>3</depth></size>{objects}</annotation>"
+        )

@@ -1,11 +1,18 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
+from detectron2.engine import default_argument_parser
 from helpers import ROOT, read_metrics, run_training
 
 from pisa_d2.data import make_digits
+from pisa_d2.engine.run_folder import occupied
+from pisa_d2.train_net import main
 
+DIGITS = ROOT / "configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml"
 SMALL = [
     *("MODEL.DEVICE", "cpu", "SEED", "1", "MODEL.FPN.OUT_CHANNELS", "32"),
     *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"),
@@ -21,9 +28,8 @@ def datasets(tmp_path_factory):
 
 
 def train_net(datasets, output, *words, fails=False):
-    config = ROOT / "configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml"
     words = (*words, *SMALL)
-    return run_training(ROOT / "train_net.py", config, datasets, output, *words, fails=fails)
+    return run_training(ROOT / "train_net.py", DIGITS, datasets, output, *words, fails=fails)
 
 
 def test_a_run_trains_evaluates_resumes_and_is_evaluated_again(datasets, tmp_path):
@@ -39,15 +45,42 @@ def test_a_run_trains_evaluates_resumes_and_is_evaluated_again(datasets, tmp_pat
     assert list(output.glob("events.out.tfevents.*"))
     assert (output / "inference" / "coco_instances_results.json").is_file()
 
-    printed = train_net(datasets, output, "--resume", "SOLVER.MAX_ITER", "25")
+    args = default_argument_parser().parse_args(["--config-file", str(DIGITS)])
+    args.opts = ["OUTPUT_DIR", str(output)]
+    with pytest.raises(ValueError, match=f"OUTPUT_DIR = '{output}' holds checkpoints of another"):
+        main(args)
+    words = ["--resume", "SOLVER.MAX_ITER", "25", "SOLVER.BASE_LR", "9.0"]
+    printed = train_net(datasets, output, *words)
     assert "Starting training from iteration 20" in printed
+    assert "SOLVER.MAX_ITER: 25, before 20" in printed
+    assert "SOLVER.BASE_LR: 0.04 counts, not 9.0" in printed
     assert max(line["iteration"] for line in read_metrics(output)) == 25
+    config = (output / "config.yaml").read_text()
+    assert "BASE_LR: 0.04" in config and "MAX_ITER: 25" in config
 
-    weights = str(output / "model_final.pth")
-    printed = train_net(datasets, tmp_path / "eval", "--eval-only", "MODEL.WEIGHTS", weights)
+    log = (output / "log.txt").read_text()
+    with occupied(str(output)):  # by a training that goes on
+        printed = train_net(datasets, output, "--eval-only", "--resume", "SOLVER.MAX_ITER", "7")
+    assert (output / "config.yaml").read_text() == config
+    assert (output / "log.txt").read_text() == log
+    assert "MAX_ITER: 7" in (output / "inference" / "config.yaml").read_text()
     last = [line for line in read_metrics(output) if "bbox/AP" in line][-1]
     scores = [last[f"bbox/{name}"] for name in ("AP", "AP50", "AP75")]
     assert "copypaste: " + ",".join(f"{score:.4f}" for score in scores) in printed
+
+
+def test_a_second_training_in_a_folder_is_refused_before_anything_is_written(tmp_path):
+    args = default_argument_parser().parse_args(["--config-file", str(DIGITS)])
+    args.opts = ["OUTPUT_DIR", str(tmp_path)]
+    script = f"import fcntl; f = open({str(tmp_path / '.lock')!r}, 'w'); fcntl.lockf(f, 2)"
+    script += "; print(flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as other:
+        other.stdout.readline()
+        with pytest.raises(RuntimeError, match="Another training is running in OUTPUT_DIR"):
+            main(args)
+        other.kill()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.fixture
@@ -74,11 +107,13 @@ def test_bad_data_are_named_and_left_out_while_training_goes_on(bad_datasets, tm
     damaged.write_bytes(damaged.read_bytes()[:2000])
 
     printed = train_net(root, tmp_path / "run", "SOLVER.MAX_ITER", "8", "TEST.EVAL_PERIOD", "0")
-    assert "'digits_train': left out 4 box(es)" in printed
+    assert "'digits_train': dropped 4 of" in printed
     for box, fault in zip(spoilt, ("no area", "negative", "outside", "not finite"), strict=True):
         assert f"{box} of" in printed and fault in printed
     assert "1 image(s) have only crowd boxes" in printed and "000003.jpg" in printed
-    assert f"Left out '{damaged}', which is damaged" in printed
+    assert f"images are left out, since they are damaged or of an unknown format: '{damaged}'" in (
+        printed
+    )
     assert (tmp_path / "run" / "model_final.pth").is_file()
 
 
@@ -87,7 +122,7 @@ def test_a_missing_image_ends_the_run_before_training(bad_datasets, tmp_path):
     image = root / "digits" / "val" / "000002.jpg"
     image.unlink()
     error = train_net(root, tmp_path / "run", fails=True)
-    assert f"FileNotFoundError: Data set 'digits_val' lacks 1 of its 4 images: '{image}'" in error
+    assert f"Dataset 'digits_val': 1 of its 4 images are missing: '{image}'" in error
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
@@ -100,3 +135,58 @@ def test_a_data_set_that_cannot_be_evaluated_names_the_types_that_can():
     cfg = load_cfg("BCCD/faster_rcnn_R_18_FPN.yaml")
     with pytest.raises(NotImplementedError, match="'unheard_of'.*'coco'.*'lvis'"):
         trainer.build_evaluator(cfg, "of_unknown_type")
+
+
+def _spoil_train_size(root, content):
+    content["images"][3]["width"] += 1
+
+
+def _spoil_train_category(root, content):
+    content["annotations"][3]["category_id"] = 99
+
+
+def _spoil_all_train_images(root, content):
+    for image in (root / "digits" / "train").iterdir():
+        image.write_bytes(image.read_bytes()[:500])
+
+
+def _spoil_val_image(root, content):
+    image = root / "digits" / "val" / "000002.jpg"
+    image.write_bytes(image.read_bytes()[:500])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "opts", "message"),
+    [
+        (_spoil_train_size, [], "'digits_train': 1 of 12 images have another size"),
+        (_spoil_train_category, [], r"annotations\[3\] .*category_id = 99"),
+        (_spoil_all_train_images, [], "'digits_train': 12 of 12 images are damaged"),
+        (_spoil_val_image, [], "'digits_val': 1 of 4 images are damaged"),
+        (None, ["MODEL.MASK_ON", "True"], "none of .* objects have a mask"),
+        (None, ["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "set the key to 10"),
+        (None, ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "1"], "no positive sample"),
+    ],
+)
+def test_what_would_fail_or_falsify_a_run_ends_it_before_the_first_step(
+    bad_datasets, tmp_path, spoil, opts, message
+):
+    from detectron2.engine import default_argument_parser
+
+    from pisa_d2.data import register_digits
+    from pisa_d2.train_net import main
+
+    root, path, content = bad_datasets
+    if spoil is not None:
+        spoil(root, content)
+        path.write_text(json.dumps(content))
+    config = str(ROOT / "configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml")
+    output = tmp_path / "run"
+    words = [*SMALL, *opts, "OUTPUT_DIR", str(output)]
+    args = default_argument_parser().parse_args(["--config-file", config, *words])
+    register_digits(root)
+    try:
+        with pytest.raises(ValueError, match=message):
+            main(args)
+    finally:
+        register_digits(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+    assert not list(output.glob("metrics.json")) and not list(output.glob("*.pth"))

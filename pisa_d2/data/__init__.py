@@ -1,22 +1,29 @@
 """
-The data sets of this project. Importing it registers them with Detectron2, under the folder that
-``$DETECTRON2_DATASETS`` names ("datasets" by default). Nothing is read or made before it is asked
-for.
+Datasets: those of this package, and a user's own in COCO's or Pascal VOC's format. Importing this
+registers nothing.
 """
 
-import os
 import warnings
 
 from .bccd import register_bccd
+from .coco import load_coco
 from .digits import make_digits, register_digits
 from .mapper import ReadableOnly
+from .registered import register_builtin_datasets, register_datasets, register_from_config
+from .voc import load_voc
 
-__all__ = ["ReadableOnly", "make_digits", "register_bccd", "register_digits"]
-
-_root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-register_bccd(_root)
-register_digits(_root)
+__all__ = [
+    "ReadableOnly",
+    "load_coco",
+    "load_voc",
+    "make_digits",
+    "register_bccd",
+    "register_builtin_datasets",
+    "register_datasets",
+    "register_digits",
+    "register_from_config",
+]
 
 # `python -m pisa_d2.data.digits` finds its module already imported by the lines above, and warns.
-# It does no harm: only this file registers, and the module keeps no state.
+# It does no harm: the module keeps no state.
 warnings.filterwarnings("ignore", r"'pisa_d2\.data\.digits' found in sys\.modules", RuntimeWarning)

@@ -88,17 +88,17 @@ def _check_annotation(path: Path) -> None:
         ) from error
 
 
-def register_bccd(root: str | os.PathLike) -> None:
+def register_bccd(root: str | os.PathLike, replace: bool = True) -> None:
     """
-    Register the four splits, read from ``<root>/BCCD`` when loaded. Replaces an earlier
-    registration, such as that of ``import pisa_d2``.
+    Register the four splits, read from ``<root>/BCCD`` when loaded. Names that are taken are
+    replaced, or with ``replace=False`` left alone.
     """
     folder = Path(root).expanduser() / "BCCD"
     for split in SPLITS:
-        # Without a json_file, COCOEvaluator converts the data set to COCO's format itself.
         register_dataset(
             f"bccd_{split}",
             functools.partial(load_bccd, folder, split),
+            replace,
             thing_classes=list(CLASSES),
             evaluator_type="coco",
         )

@@ -194,10 +194,10 @@ def _load(folder: Path, split: str) -> list[dict[str, Any]]:
     return load_coco_json(str(_json_file(folder, split)), str(folder / split), f"digits_{split}")
 
 
-def register_digits(root: str | os.PathLike) -> None:
+def register_digits(root: str | os.PathLike, replace: bool = True) -> None:
     """
     Register ``digits_train`` and ``digits_val``, read from ``<root>/digits`` and made there when
-    first loaded. Replaces an earlier registration, such as that of ``import pisa_d2``.
+    first loaded. Names that are taken are replaced, or with ``replace=False`` left alone.
 
     The file that the metadata's ``json_file`` names, which COCOEvaluator reads, exists from the
     first load on; ``DefaultTrainer.test`` builds its data loader before its evaluator.
@@ -207,6 +207,7 @@ def register_digits(root: str | os.PathLike) -> None:
         register_dataset(
             f"digits_{split}",
             functools.partial(_load, folder, split),
+            replace,
             thing_classes=list(CLASSES),
             evaluator_type="coco",
             json_file=str(_json_file(folder, split)),

@@ -6,10 +6,10 @@ logger = logging.getLogger(__name__)
 
 class ReadableOnly:
     """
-    A mapper of dataset dicts that says which image is damaged, such as a JPEG that ends half-way:
-    that shows only when it is decoded, in the midst of training.
+    A mapper of dataset dicts whose errors name the image.
 
-    A file that cannot be opened at all, unlike one that cannot be understood, is still an error.
+    A damage inside an image shows only when the image is decoded, during training. A file that
+    cannot be opened at all, unlike one that cannot be decoded, is always an error.
     """
 
     def __init__(self, mapper: Callable[[dict], dict], skip: bool) -> None:
@@ -23,13 +23,21 @@ class ReadableOnly:
         self.skip = skip
 
     def __call__(self, dataset_dict: dict) -> dict | None:
+        name = dataset_dict.get("file_name")
         try:
             return self.mapper(dataset_dict)
         except (OSError, SyntaxError) as error:  # the latter is Pillow's word for broken PNGs
             if getattr(error, "errno", None) is not None:
                 raise
-            name = dataset_dict.get("file_name")
             if not self.skip:
-                raise OSError(f"'{name}' is damaged ({error}): copy it anew.") from error
-            logger.warning("Left out '%s', which is damaged (%s): copy it anew.", name, error)
+                raise OSError(
+                    f"'{name}' is damaged ({error}): copy or download it again."
+                ) from error
+            logger.warning(
+                "Left out '%s', which is damaged (%s): copy or download it again.", name, error
+            )
             return None
+        except Exception as error:
+            raise RuntimeError(
+                f"'{name}' cannot become an input of the model: {type(error).__name__}: {error}"
+            ) from error

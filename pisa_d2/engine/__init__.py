@@ -1,4 +1,4 @@
-"""Training on several processes, and through interruptions."""
+"""Training on several processes, through interruptions, and in a folder of its own."""
 
 from .checkpoint import Checkpointer
 from .launch import launch

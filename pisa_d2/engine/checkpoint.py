@@ -1,15 +1,13 @@
 import os
-import pickle
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
-
-# What torch.load raises for a file that ends too early, or is no checkpoint.
-UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError)
 
 
 class _WriteAside:
@@ -23,15 +21,21 @@ class _WriteAside:
 
     @contextmanager
     def open(self, path: str, mode: str = "r", **kwargs: Any) -> Iterator[IO]:
-        aside = "w" in mode and "://" not in path  # object stores do this by themselves
-        written = f"{path}.partial" if aside else path
-        with self._path_manager.open(written, mode, **kwargs) as file:
-            yield file
-            if aside:
+        if "w" not in mode or "://" in path:  # object stores do this by themselves
+            with self._path_manager.open(path, mode, **kwargs) as file:
+                yield file
+            return
+        partial = f"{path}.partial"
+        try:
+            with self._path_manager.open(partial, mode, **kwargs) as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())  # or a machine that goes down may keep the name alone
-        if aside:
-            os.replace(written, path)
+        except BaseException:
+            with suppress(OSError):
+                os.remove(partial)
+            raise
+        os.replace(partial, path)
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -43,27 +47,76 @@ class Checkpointer(DetectionCheckpointer):
     def __init__(self, model: torch.nn.Module, save_dir: str = "", **kwargs: Any) -> None:
         super().__init__(model, save_dir, **kwargs)
         self.path_manager: Any = _WriteAside(self.path_manager)
+        self._read: dict[str, dict[str, Any]] = {}  # a file's content, until it is loaded
+        self._whole = False
 
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+    def save(self, name: str, **kwargs: Any) -> None:
         """
-        As Detectron2's, but a damaged checkpoint is named in a warning and the one before it is
-        loaded. All processes load the one that the main process has chosen.
+        Raises:
+            OSError: the checkpoint could not be written. Nothing of it is left on the disk.
+        """
+        try:
+            super().save(name, **kwargs)
+        except (OSError, RuntimeError) as error:  # torch wraps the system's error in the second
+            free = shutil.disk_usage(self.save_dir).free / 2**20
+            raise OSError(
+                f"Checkpoint '{os.path.join(self.save_dir, name)}.pth' could not be written "
+                f"({_reason(error)}); its disk has {free:.0f} MiB left. Make room, then rerun with "
+                "--resume to continue from the checkpoint before it."
+            ) from error
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """
+        Raises:
+            ValueError: the file cannot be read, or holds nothing for this model; with its name.
+        """
+        try:
+            return super().load(path, *args, **kwargs)
+        except ValueError as error:
+            raise ValueError(f"Checkpoint '{path}' cannot be loaded: {error}") from error
+
+    def resume_or_load(
+        self, path: str, *, resume: bool = True, whole: bool = False
+    ) -> dict[str, Any]:
+        """
+        Load the last checkpoint if ``resume`` is set and there is one, otherwise ``path``. As
+        Detectron2's, but a damaged checkpoint is named in a warning and the one before it is
+        loaded, and each process reads one file. All load the one that the main process has chosen.
+
+        Args:
+            whole: whether ``path`` must have all parameters of the model, as a resumed checkpoint
+                must. Otherwise Detectron2 warns of those that stay as they are.
 
         Raises:
             RuntimeError: there are checkpoints, and none can be read.
-            FileNotFoundError: not all processes see the folder of the main process.
+            FileNotFoundError: not all processes see the folder of the main process, or there is no
+                file ``path``.
+            ValueError: a parameter is missing or has another shape; ``path`` is no checkpoint; or
+                it is empty, and all parameters are asked for.
         """
-        if not resume or "://" in self.save_dir:
-            return super().resume_or_load(path, resume=resume)
-        chosen = comm.all_gather(self._newest_readable() if comm.is_main_process() else "")[0]
-        if not chosen:
-            return super().resume_or_load(path, resume=False)
-        if not all(comm.all_gather(os.path.isfile(chosen))):
-            raise FileNotFoundError(
-                f"Not all processes can read '{chosen}': OUTPUT_DIR must be a folder that all "
-                "machines share."
+        chosen = ""
+        if resume and "://" not in self.save_dir:
+            found = self._newest_readable() if comm.is_main_process() else ""
+            chosen = comm.all_gather(found)[0]
+            if not all(comm.all_gather(not chosen or os.path.isfile(chosen))):
+                raise FileNotFoundError(
+                    f"Not all processes can read '{chosen}': OUTPUT_DIR must be a folder that all "
+                    "machines share."
+                )
+        if not chosen and path and "://" not in path and not os.path.isfile(path.split("?")[0]):
+            raise FileNotFoundError(f"MODEL.WEIGHTS = '{path}': there is no such file.")
+        if whole and not chosen and not path:
+            raise ValueError(
+                "There are no weights to load: name a checkpoint as MODEL.WEIGHTS, or add --resume "
+                f"if OUTPUT_DIR = '{self.save_dir}' has one."
             )
-        return self.load(chosen)
+        self._whole = whole or bool(chosen)
+        try:
+            if chosen:
+                return self.load(chosen)
+            return super().resume_or_load(path, resume=resume and "://" in self.save_dir)
+        finally:
+            self._whole = False
 
     def _newest_readable(self) -> str:
         """The last checkpoint if it can be read, otherwise the newest that can; "" without any."""
@@ -79,15 +132,67 @@ class Checkpointer(DetectionCheckpointer):
         for file in (last, *others):
             try:
                 content = torch.load(file, map_location="cpu")
-            except UNREADABLE as error:
-                reason = str(error).split("\n")[0] or type(error).__name__
+            except Exception as error:
                 self.logger.warning(
-                    "Checkpoint '%s' is damaged (%s): looking for the one before it.", file, reason
+                    "Checkpoint '%s' is damaged (%s): looking for the one before it.",
+                    *(file, _reason(error)),
                 )
                 continue
             if file == last or "trainer" in content:  # others may be weights alone
+                self._read[file] = content if "model" in content else {"model": content}
                 return file
         raise RuntimeError(
-            f"None of the checkpoints in '{self.save_dir}' can be read. To begin anew, remove them "
-            "or choose another OUTPUT_DIR."
+            f"None of the checkpoints in '{self.save_dir}' can be read. To start again, remove "
+            "them or choose another OUTPUT_DIR."
         )
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename in self._read:
+            return self._read.pop(filename)
+        try:
+            content = super()._load_file(filename)
+            weights = content["model"]
+        except Exception as error:  # of any kind: pickle runs what the file says
+            raise ValueError(
+                f"it is no checkpoint, or damaged ({_reason(error)}). Check MODEL.WEIGHTS, or "
+                "download the file again."
+            ) from error
+        kinds = (torch.Tensor, np.ndarray)
+        if not isinstance(weights, dict) or not all(isinstance(w, kinds) for w in weights.values()):
+            found = list(weights)[:5] if isinstance(weights, dict) else type(weights).__name__
+            raise ValueError(
+                f"it is no checkpoint of Detectron2. It holds {found} and not parameters by their "
+                "names, alone or under 'model'."
+            )
+        return content
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        names = {name for name, _ in self.model.named_parameters()}
+        missing = sorted(names.intersection(incompatible.missing_keys))
+        advice = (
+            "Use the config that it was trained with; to train on from it with other classes, name "
+            "it as MODEL.WEIGHTS, without --resume, and another OUTPUT_DIR."
+        )
+        if self._whole and incompatible.incorrect_shapes:
+            name, there, here = incompatible.incorrect_shapes[0]
+            raise ValueError(
+                f"it is not of this model. {name} is {there} there and {here} here, as when the "
+                f"number of classes differs. {advice}"
+            )
+        if names and len(missing) == len(names):
+            there = sorted(incompatible.unexpected_keys)
+            raise ValueError(
+                f"it has no parameter of this model. There, names are like {there[:3]}; here, like "
+                f"{missing[:3]}."
+            )
+        if self._whole and missing:
+            raise ValueError(
+                f"it is not of this model. {len(missing)} of the {len(names)} parameters are "
+                f"missing, such as {missing[0]}. {advice}"
+            )
+        return incompatible
+
+
+def _reason(error: Exception) -> str:
+    return str(error).split("\n")[0] or type(error).__name__

@@ -96,16 +96,29 @@ def _wait_for(context: mp.ProcessContext) -> None:
 
     Raises:
         SystemExit: one exited with a status of its own choice, which becomes that of this process.
+        KeyboardInterrupt: Ctrl-C came when there was nothing to save.
         ProcessRaisedException: one raised an exception; with its traceback.
         ProcessExitedException: one was killed.
     """
     processes = context.processes
 
-    def forward(signum: int, frame: FrameType | None) -> None:
-        for process in processes:
-            process.terminate()
+    told: list[int] = []
 
-    before = signal.signal(signal.SIGTERM, forward)
+    def forward(signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and signum in told:  # the second Ctrl-C
+            for process in processes:
+                process.kill()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        told.append(signum)
+        for process in processes:
+            process.terminate()  # not SIGINT, which a terminal sends to all by itself
+
+    before = {
+        signum: signal.signal(signum, forward)
+        for signum in (signal.SIGTERM, signal.SIGINT)
+        if signal.getsignal(signum) != signal.SIG_IGN
+    }
     try:
         running = list(processes)
         while running and not any(process.exitcode for process in processes):
@@ -116,16 +129,19 @@ def _wait_for(context: mp.ProcessContext) -> None:
         timer.start()
         try:
             status = max(process.exitcode or 0 for process in processes)
-            if status > 1:  # it chose to end, and so do the others
+            if status > 1 or signal.SIGINT in told:  # they chose to end, or are told to
                 for process in running:
                     process.join()
-                sys.exit(status)
+                if status > 1:
+                    sys.exit(status)
+                raise KeyboardInterrupt
             while not context.join():
                 pass
         finally:
             timer.cancel()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def launch(
@@ -141,8 +157,8 @@ def launch(
     Call ``main_func(*args)`` on each process of a training. To be called on all machines.
 
     As Detectron2's, and besides: on Detectron2 0.6 too it starts processes on CPUs; under torchrun
-    it starts none; SIGTERM reaches all processes; the exit status of a process becomes that of the
-    job; and when a process fails, the others end within :data:`GRACE` seconds.
+    it starts none; SIGTERM and Ctrl-C reach all processes; the exit status of a process becomes
+    that of the job; and when a process fails, the others end within :data:`GRACE` seconds.
 
     Args:
         num_processes: on this machine, as on each; one for each GPU, or any number on CPUs. Under

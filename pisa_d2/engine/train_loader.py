@@ -14,7 +14,7 @@ from .seeding import seeded
 
 Batch = list[dict[str, Any]]
 
-# Seconds that a process which loads data goes on after SIGTERM, see _outlive_sigterm.
+# Seconds that a process which loads data goes on after SIGTERM, see outlive_signals.
 LINGER = 60
 
 
@@ -31,11 +31,19 @@ class _SeededDataset(Dataset):
             return self.dataset[index]
 
 
-def _outlive_sigterm(worker_id: int) -> None:
-    # A scheduler sends it to all processes, and the training still needs batches to end its step.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def outlive_signals(worker_id: int) -> None:
+    """
+    A ``worker_init_fn``: SIGTERM of a scheduler and Ctrl-C reach all processes, and the training
+    still needs batches to end its step. The training ends those that load them.
+    """
     # With status 0, as any other would break off what the training does at that moment.
     signal.signal(signal.SIGALRM, lambda signum, frame: os._exit(0))
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(LINGER))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 class TrainLoader:
@@ -92,14 +100,21 @@ class TrainLoader:
             self._batches.close()
 
     def _load(self) -> Generator[Batch]:
-        yield from DataLoader(
+        loader = DataLoader(
             _SeededDataset(self._mapped, self.seed),
             batch_sampler=itertools.islice(self._sample_batches(), self.start, None),
             num_workers=self._num_workers,
             collate_fn=list,
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=outlive_signals,
             generator=torch.Generator(),  # or it would draw from the one that a step draws from
         )
+        # Inherited by its processes, which take seconds to start where they are spawned.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            batches = iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from batches
 
     def _sample_batches(self) -> Iterator[list[tuple[int, int]]]:
         """The batches of a training, from its first; an image as its (position, index)."""

@@ -1,4 +1,5 @@
 import logging
+import os
 import signal
 import threading
 import weakref
@@ -18,53 +19,71 @@ from detectron2.engine import (
 )
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventWriter, JSONWriter
 from detectron2.utils.logger import setup_logger
 
 from .checkpoint import Checkpointer
+from .metrics import MetricsWriter
 from .seeding import derive_seed
 from .train_loader import Batch, TrainLoader, build_train_loader
 
-# The exit status of a training that SIGTERM ended after a checkpoint: sysexits' "temporary
-# failure, the user is invited to retry", which a shell's 128 + 15 for a killed process is not.
+# The exit status of a training that SIGTERM or Ctrl-C ended after a checkpoint: in sysexits.h a
+# "temporary failure, the user is invited to retry", unlike a shell's 128 + 15 for a killed process.
 EXIT_SAVED = 75
 
 logger = logging.getLogger(__name__)
 
 
-class SaveOnSigterm(HookBase):
+class SaveOnSignal(HookBase):
     """
-    After SIGTERM, on any process: at the end of the step save a checkpoint and exit with
-    :data:`EXIT_SAVED`, all processes together.
+    After SIGTERM or Ctrl-C (SIGINT), on any process: at the end of the step save a checkpoint and
+    exit with :data:`EXIT_SAVED`, all processes together. A second Ctrl-C ends the process at once.
     """
 
     def __init__(self) -> None:
-        self._told = False
-        self._before: Any = None
+        self._told = ""
+        self._interrupted = False
+        self._before: dict[signal.Signals, Any] = {}
+        self._process = os.getpid()
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self._told = True
+        if os.getpid() != self._process:  # one that loads data has inherited this, and goes on
+            return
+        if signum != signal.SIGINT:
+            self._told = self._told or signal.Signals(signum).name
+            return
+        if self._interrupted:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self._told, self._interrupted = "Ctrl-C", True
+        if comm.is_main_process():  # not by a logger, which the signal may have interrupted
+            os.write(2, b"\nSaving a checkpoint after this step. Ctrl-C again ends at once.\n")
 
     def before_train(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # no other may set a handler
-            self._before = signal.signal(signal.SIGTERM, self._on_signal)
+        if threading.current_thread() is not threading.main_thread():
+            return  # no other may set a handler
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(signum) != signal.SIG_IGN:  # as a shell does in the background
+                self._before[signum] = signal.signal(signum, self._on_signal)
 
     def after_step(self) -> None:
-        if not any(comm.all_gather(self._told)):  # the signal reaches processes in different steps
+        # The signal reaches processes in different steps.
+        told = next(filter(None, comm.all_gather(self._told)), "")
+        if not told:
             return
         trainer = self.trainer
         name = f"model_{trainer.iter:07d}"
         trainer.checkpointer.save(name, iteration=trainer.iter)
         comm.synchronize()  # nobody leaves before it is written
         logger.warning(
-            "Stopped by SIGTERM after iteration %d, which %s.pth holds. Run again with --resume to "
-            "go on. Exit status %d.",
-            *(trainer.iter, name, EXIT_SAVED),
+            "%s: saved %s.pth after iteration %d. Rerun with --resume to continue. Exit status %d.",
+            *(told, name, trainer.iter, EXIT_SAVED),
         )
         raise SystemExit(EXIT_SAVED)
 
     def after_train(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
 
 
 class ResumableTrainer(DefaultTrainer):
@@ -74,7 +93,8 @@ class ResumableTrainer(DefaultTrainer):
     * Iteration i draws its random numbers from (seed, i, process), and its batch does not depend on
       where the run began. The seed is ``SEED``, or a random one; a checkpoint has it.
     * A checkpoint has the optimizer on Detectron2 0.6 too, and under the same key as on main.
-    * Checkpoints are written aside; see :class:`Checkpointer`. SIGTERM causes one, and the end.
+    * Checkpoints are written aside; see :class:`Checkpointer`. SIGTERM or
+      Ctrl-C causes one, and the end.
     * It runs on several processes without GPUs.
     """
 
@@ -108,10 +128,19 @@ class ResumableTrainer(DefaultTrainer):
         return build_train_loader(cfg, mapper)
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's, and between its checkpoints and its evaluation :class:`SaveOnSigterm`."""
+        """Detectron2's, and between its checkpoints and its evaluation :class:`SaveOnSignal`."""
         built = [hook for hook in super().build_hooks() if hook is not None]
         evaluation = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        return [*built[:evaluation], SaveOnSigterm(), *built[evaluation:]]
+        return [*built[:evaluation], SaveOnSignal(), *built[evaluation:]]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's, with a metrics.json that is valid JSON, see :class:`MetricsWriter`."""
+        writers = super().build_writers()
+        for index, writer in enumerate(writers):
+            if type(writer) is JSONWriter:
+                writer.close()
+                writers[index] = MetricsWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+        return writers
 
     def before_train(self) -> None:
         if isinstance(self.data_loader, TrainLoader):
@@ -142,6 +171,8 @@ class ResumableTrainer(DefaultTrainer):
         TrainerBase.load_state_dict(self, state_dict)
         self.seed = state_dict.get("seed", self.seed)
         if "_trainer" in state_dict:
-            self._trainer.load_state_dict(state_dict["_trainer"])
+            # A checkpoint of a training without AMP has no scale for it.
+            restored = {**self._trainer.state_dict(), **state_dict["_trainer"]}
+            self._trainer.load_state_dict(restored)
         else:
             logger.warning("The checkpoint, of Detectron2 0.6's trainer, has no optimizer state.")

@@ -10,10 +10,11 @@ import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readie
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 
 from pisa_d2.engine import build_train_loader
+from pisa_d2.evaluation import CheckedCOCOEvaluator
 
 
 def loading(cfg: CfgNode, num_workers: int, num_images: int) -> float:
@@ -37,7 +38,9 @@ def evaluating(cfg: CfgNode) -> tuple[float, float]:
     model = build_model(cfg).eval()
     name = cfg.DATASETS.TEST[0]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        evaluator = COCOEvaluator(name, tasks=("bbox",), distributed=False, output_dir=folder)
+        evaluator = CheckedCOCOEvaluator(
+            name, tasks=("bbox",), distributed=False, output_dir=folder
+        )
         own_evaluate, seconds = evaluator.evaluate, []
 
         def evaluate() -> dict:

@@ -23,6 +23,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from pisa_d2.data import register_from_config
+from pisa_d2.data.classes import take_num_classes
 from pisa_d2.roi_heads import mixin
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +79,8 @@ def setup(config_file: str, options: list, device: str) -> CfgNode:
     cfg.merge_from_file(config_file)
     # NMS would leave a handful of proposals; without it there are as many as asked for.
     cfg.merge_from_list(["MODEL.DEVICE", device, "MODEL.RPN.NMS_THRESH", 1.0, *options])
+    register_from_config(cfg)
+    take_num_classes(cfg)
     return cfg
 
 

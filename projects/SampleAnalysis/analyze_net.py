@@ -23,7 +23,14 @@ from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from findings import Findings
 from html_report import Plot, write_report
-from loading import STRATEGIES, labelled_test_images, rgb_image, setup, with_samplers
+from loading import (
+    STRATEGIES,
+    dataset_of,
+    labelled_test_images,
+    rgb_image,
+    setup,
+    with_samplers,
+)
 from mistakes import describe_images, most_different
 from sample_figures import plot_densities, plot_negative_ious, plot_two_steps
 from score_figures import plot_ranks, plot_score_by_iou, plot_what_if
@@ -187,7 +194,7 @@ def main() -> None:
         parser.error("--names must be two different ones")
 
     cfg = make_cfg(args.config_file, args.opts)
-    dataset = args.dataset or cfg.DATASETS.TEST[0]
+    dataset = dataset_of(cfg, args.dataset)
     runs = {args.names[0] if args.compare_with else "detector": cfg.MODEL.WEIGHTS}
     if args.compare_with:
         runs[args.names[1]] = args.compare_with

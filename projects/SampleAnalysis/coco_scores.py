@@ -12,35 +12,21 @@ Shape shorthand in this module:
 import contextlib
 import io
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from detectron2.data.datasets.coco import convert_to_coco_dict
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from pisa_d2.evaluation import coco_truth, index_coco
 
 SIZES = ("all", "small", "medium", "large")
 
 
 def ground_truth(dataset: str) -> COCO:
-    """Of a data set that is loaded already; classes have its own ids."""
-    json_file = MetadataCatalog.get(dataset).get("json_file")
-    with contextlib.redirect_stdout(io.StringIO()):
-        if json_file and Path(json_file).is_file():
-            return _index(COCO(json_file).dataset)
-        return _index(convert_to_coco_dict(dataset))
-
-
-def _index(dataset: dict[str, Any]) -> COCO:
-    for annotation in dataset.setdefault("annotations", []):
-        annotation.setdefault("iscrowd", 0)
-    coco = COCO()
-    coco.dataset = dataset
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
+    """Return the ground truth of a dataset, with the dataset's own ids of the classes."""
+    return index_coco(coco_truth(dataset))
 
 
 def class_ids(dataset: str, truth: COCO) -> list[int]:
@@ -79,7 +65,7 @@ def evaluate(
         }
         for i, detection in enumerate(detections)
     ]
-    results = _index({**truth.dataset, "annotations": found})
+    results = index_coco({**truth.dataset, "annotations": found})
     evaluation = COCOeval(truth, results, "bbox")
     evaluation.params.imgIds = image_ids
     evaluation.params.catIds = ids_of_classes

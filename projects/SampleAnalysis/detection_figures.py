@@ -220,7 +220,8 @@ def _bars(axes: Axes, labels: list[str], group: Group, names: list[str], rows: l
         at = x + 0.38 * (i - 0.5)
         axes.bar(at, value, 0.36, color=color, label=name, yerr=reach, capsize=3, alpha=0.85)
     many = len(rows) > 6
-    axes.set_xticks(x, labels, rotation=30 * many, ha="right" if many else "center")
+    placed = {"rotation": 30 * many, "ha": "right" if many else "center"}
+    axes.set_xticks(x, labels, parse_math=False, **placed)
     axes.set(ylabel="AP (0.5 to 0.95), in %", ylim=(0, 100))
     axes.legend()
 

@@ -1,5 +1,6 @@
 """Models and images as the scripts of this folder look at them."""
 
+import sys
 import warnings
 
 import pisa_d2  # isort: skip  (before Detectron2, which it readies)
@@ -9,6 +10,10 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetMapper
 from detectron2.data.transforms import ResizeShortestEdge
+
+from pisa_d2.data import register_from_config
+from pisa_d2.data.classes import take_num_classes
+from pisa_d2.data.registered import check_registered
 
 # Of Detectron2 0.6's anchors; nothing that a user could mend.
 warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
@@ -34,10 +39,29 @@ def setup(config_file: str, options: list[str]) -> CfgNode:
     pisa_d2.add_pisa_config(cfg)
     cfg.merge_from_file(config_file)
     cfg.merge_from_list(options)
+    register_from_config(cfg)
+    take_num_classes(cfg)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.ROI_HEADS.NAME = PISA_HEADS.get(cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NAME)
     return cfg
+
+
+def dataset_of(cfg: CfgNode, name: str | None = None) -> str:
+    """
+    Return ``name``, or the first of ``DATASETS.TEST``.
+
+    Raises:
+        SystemExit: it is not registered, or ``DATASETS.TEST`` is empty.
+    """
+    key, names = ("--dataset", [name]) if name else ("DATASETS.TEST", cfg.DATASETS.TEST[:1])
+    if not names:
+        sys.exit("DATASETS.TEST is empty: name a dataset.")
+    try:
+        check_registered(key, names)
+    except ValueError as error:
+        sys.exit(str(error))
+    return names[0]
 
 
 def with_samplers(cfg: CfgNode, positive: str, negative: str) -> CfgNode:

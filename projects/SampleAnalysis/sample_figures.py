@@ -147,6 +147,7 @@ def plot_two_steps(ranks: Ranks, image: np.ndarray, class_names: list[str]) -> P
         picture.text(
             *(min(x1, image.shape[1]) if at_right else max(x0, 0), max(y, 0)),
             f"{name}: IoU {ranks.ious[i]:.2f}, HLR {ranks.hlr[i]}",
+            parse_math=False,
             ha="right" if at_right else "left",
             color=colors[ranks.objects[i]],
             fontsize=9,
@@ -178,7 +179,8 @@ def plot_two_steps(ranks: Ranks, image: np.ndarray, class_names: list[str]) -> P
     first.set(xlabel="local rank", ylabel="IoU of the regressed box with its object")
     if len(objects) <= MOST_OBJECTS:
         first.legend()
-    second.set_title(f"step 2: all firsts, all seconds, ... ({class_names[class_]})")
+    title = f"step 2: all firsts, all seconds, ... ({class_names[class_]})"
+    second.set_title(title, parse_math=False)
     second.set_xlabel("IoU-HLR")
     second.sharey(first)
     for axes in (first, second):

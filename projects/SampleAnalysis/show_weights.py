@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from loading import labelled_test_images, rgb_image, setup
+from loading import dataset_of, labelled_test_images, rgb_image, setup
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -105,7 +105,7 @@ def main() -> None:
     args = parser.parse_args()
 
     cfg, model = load_model(args.output_dir)
-    record = DatasetCatalog.get(cfg.DATASETS.TEST[0])[args.image]
+    record = DatasetCatalog.get(dataset_of(cfg))[args.image]
     inputs = labelled_test_images(cfg)(record)
     torch.manual_seed(args.seed)
     positives = weigh_positives(model, inputs)

@@ -20,13 +20,23 @@ from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
-from loading import OVERLAP, STRATEGIES, labelled_test_images, rgb_image, setup, with_samplers
+from loading import (
+    OVERLAP,
+    STRATEGIES,
+    dataset_of,
+    labelled_test_images,
+    rgb_image,
+    setup,
+    with_samplers,
+)
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from pisa_d2.pictures import picture_names
 
 
 @dataclass
@@ -171,6 +181,28 @@ def markdown_table(totals: dict[str, Totals]) -> str:
     return "\n".join(lines)
 
 
+def find_image(name: str, paths: list[str]) -> int:
+    """
+    The index of the image of a file name, alone or with folders before it; or the index itself.
+
+    Raises:
+        ValueError: there is none, or several images have the name.
+    """
+    found = [i for i, path in enumerate(paths) if f"/{path}".endswith(f"/{name.lstrip('/')}")]
+    if len(found) > 1:
+        raise ValueError(
+            f"several images named {name!r}. Add the folder, as in {paths[found[0]]!r} and "
+            f"{paths[found[1]]!r}, or give the index, such as {found[0]}."
+        )
+    if found:
+        return found[0]
+    if not name.isdecimal():
+        raise ValueError(f"no image of the file name {name!r}, such as {Path(paths[0]).name}")
+    if int(name) >= len(paths):
+        raise ValueError(f"{len(paths)} images: there is no index {name}")
+    return int(name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=" ".join(__doc__.split()))
     parser.add_argument("--config-file", required=True, help="of a two-stage detector")
@@ -202,15 +234,14 @@ def main() -> None:
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     heads = heads_of_strategies(cfg, model, dict(args.strategies))
 
-    dataset = args.dataset or cfg.DATASETS.TEST[0]
+    dataset = dataset_of(cfg, args.dataset)
     records = get_detection_dataset_dicts([dataset], filter_empty=False)
-    names = [Path(record["file_name"]).name for record in records]
-    unknown = [x for x in args.images or [] if x not in names and not x.isdecimal()]
-    if unknown:
-        parser.error(f"{dataset} has no image of the file name {unknown[0]!r}, such as {names[0]}")
-    drawn = {names.index(x) if x in names else int(x) for x in args.images or ["0"]}
-    if max(drawn) >= len(records):
-        parser.error(f"{dataset} has {len(records)} images: there is no index {max(drawn)}")
+    paths = [record["file_name"] for record in records]
+    try:
+        drawn = {find_image(name, paths) for name in args.images or ["0"]}
+    except ValueError as error:
+        parser.error(f"{dataset} has {error}")
+    pictures = [f"{name}.png" for name in picture_names(paths)]
     mapper = labelled_test_images(cfg)
 
     torch.manual_seed(args.seed)
@@ -222,11 +253,11 @@ def main() -> None:
             for name, of_strategy in samples.items():
                 totals[name].add(of_strategy, len(inputs["instances"]))
             if i in drawn:
-                path = output / f"{Path(names[i]).stem}.png"
+                path = output / pictures[i]
                 image = rgb_image(inputs, cfg)
                 draw(image, samples, cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0], path)
     print(markdown_table(totals))
-    print(f"{output}: {', '.join(Path(names[i]).stem + '.png' for i in sorted(drawn))}")
+    print(f"{output}: {', '.join(pictures[i] for i in sorted(drawn))}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pisa_d2  # noqa: F401  # isort: skip  (readies Detectron2 and registers data sets)
+import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readies)
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -24,6 +24,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from pycocotools import mask
+
+from pisa_d2.data import register_builtin_datasets, register_datasets
+from pisa_d2.data.registered import check_registered
+from pisa_d2.pictures import picture_names
 
 IOU_THRESHOLD = 0.5  # a detection is right where AP50 counts it as right
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -78,17 +82,24 @@ def match(truth: list[Box], detections: list[Box]) -> None:
 
 
 def read_test_sets(output_dir: Path) -> list[str]:
-    """The run's DATASETS.TEST."""
-    path = output_dir / "config.yaml"
+    """
+    Return the DATASETS.TEST of the last evaluation, of the run or of --eval-only in its folder,
+    after registering its DATASETS.REGISTER.
+    """
+    path = output_dir / "inference" / "config.yaml"
+    if not path.is_file():
+        path = output_dir / "config.yaml"
     if not output_dir.is_dir():
         raise FileNotFoundError(f"There is no folder '{output_dir}'.")
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' is missing. Name a folder that train_net.py wrote.")
     # Read as it is: merging would refuse the keys of other projects.
-    names = CfgNode.load_yaml_with_base(str(path))["DATASETS"]["TEST"]
-    if not names:
+    datasets = CfgNode.load_yaml_with_base(str(path))["DATASETS"]
+    if not datasets["TEST"]:
         raise ValueError(f"DATASETS.TEST is empty in '{path}': there is nothing to show.")
-    return list(names)
+    register_builtin_datasets()
+    register_datasets(datasets.get("REGISTER", []))
+    return list(datasets["TEST"])
 
 
 def load_pictures(output_dir: Path, num_images: int, min_score: float) -> list[Picture]:
@@ -105,17 +116,25 @@ def load_pictures(output_dir: Path, num_images: int, min_score: float) -> list[P
     path = output_dir / "inference" / "coco_instances_results.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"'{path}' is missing: no COCO evaluation has finished. Train to the end first, or "
-            "run train_net.py with --eval-only, this OUTPUT_DIR and MODEL.WEIGHTS."
+            f"'{path}' is missing: no evaluation that saves its detections has finished (COCO and "
+            "Pascal VOC evaluations do). Train to the end, or run train_net.py with --eval-only, "
+            "this OUTPUT_DIR and --resume."
         )
-    if name not in DatasetCatalog:
-        raise ValueError(f"Importing pisa_d2 does not register the run's data set {name!r}.")
+    check_registered("DATASETS.TEST", [name])
     records = DatasetCatalog.get(name)
+    all_results = json.loads(path.read_text())
+    ids = {record["image_id"] for record in records}
+    strangers = [result["image_id"] for result in all_results if result["image_id"] not in ids]
+    if strangers:
+        raise ValueError(
+            f"'{path}' has detections for image {strangers[0]!r}, which {name!r} does not have: "
+            "another dataset was evaluated. Run train_net.py with --eval-only again."
+        )
     num_images = min(num_images, len(records))
     # The middle one of each of num_images equal parts.
     records = [records[(2 * i + 1) * len(records) // (2 * num_images)] for i in range(num_images)]
     results: dict[Any, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}
-    for result in json.loads(path.read_text()):
+    for result in all_results:
         if result["image_id"] in results and result["score"] >= min_score:
             results[result["image_id"]].append(result)
 
@@ -147,7 +166,11 @@ def read_metrics(output_dir: Path) -> dict[str, float] | None:
     path = output_dir / "metrics.json"
     lines = path.read_text().splitlines() if path.is_file() else []
     lines = [line for line in lines if f'"{prefix}AP"' in line]
-    return {key: json.loads(lines[-1])[prefix + key] for key in METRICS} if lines else None
+    if not lines:
+        return None
+    values = json.loads(lines[-1])
+    found = {key: values[prefix + key] for key in METRICS if prefix + key in values}
+    return {key: math.nan if value is None else value for key, value in found.items()}
 
 
 def draw(pictures: list[Picture], path: Path, panel_width: float) -> None:
@@ -192,6 +215,7 @@ def _draw_boxes(axes: Axes, image: np.ndarray, boxes: list[Box]) -> None:
             min(x + w, image.shape[1]) if at_right else max(x, 0),
             max(y, 0),
             box.label,
+            parse_math=False,
             color=contrast,
             fontsize=9,
             ha="right" if at_right else "left",
@@ -218,12 +242,13 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    for picture in pictures:
-        draw([picture], folder / f"{Path(picture.path).stem}.png", panel_width=8)
+    names = picture_names([picture.path for picture in pictures])
+    for name, picture in zip(names, pictures, strict=True):
+        draw([picture], folder / f"{name}.png", panel_width=8)
     draw(pictures, args.output_dir / "detections.png", panel_width=5)
     print(f"Ground truth and detections: {args.output_dir / 'detections.png'}")
     if metrics:
-        print("COCO box AP in percent:")
+        print("Box AP in percent:")
         print("".join(f"{key:>7}" for key in metrics))
         print("".join(f"{value:7.1f}" for value in metrics.values()))
     print(args.output_dir)

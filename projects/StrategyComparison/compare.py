@@ -10,6 +10,7 @@ import argparse
 import csv
 import hashlib
 import json
+import math
 import os
 import re
 import statistics
@@ -24,6 +25,7 @@ from typing import Any
 
 import yaml
 from comparison import METRICS, Grid, Pair, Result, markdown, plot
+from grid_checks import check_grid
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,16 +98,30 @@ def pairs_of(grid: dict[str, Any]) -> list[Pair]:
 
 
 def read_result(run: Run) -> Result | None:
-    """The last evaluation of a run; None if it is not done."""
+    """
+    The last evaluation of a run; None if it is not done.
+
+    Raises:
+        RuntimeError: it is done, and has no AP.
+    """
     path = run.folder / "metrics.json"
     lines = [json.loads(line) for line in path.open()] if path.is_file() else []
     # Evaluations during the training are not the result.
     if not lines or "bbox/AP" not in lines[-1] or not (run.folder / "model_final.pth").is_file():
         return None
-    of_step = statistics.median(line["time"] for line in lines if "time" in line)
+    values = [lines[-1][f"bbox/{metric}"] for metric in METRICS]
+    values = [math.nan if value is None else value for value in values]  # unknown to JSON
+    if math.isnan(values[0]):
+        raise RuntimeError(
+            f"{run.name}, has no AP: its detector found nothing. Train for longer than "
+            f"{lines[-1]['iteration']} steps, and remove '{run.folder}'."
+        )
+    # Detectron2 times no step before the fourth.
+    times = [line["time"] for line in lines if "time" in line]
+    of_step = statistics.median(times) if times else math.nan
     return Result(
         *(run.dataset, run.strategy, run.seed),
-        *(round(lines[-1][f"bbox/{metric}"], 3) for metric in METRICS),
+        *(round(value, 3) for value in values),
         # A median, which neither an interruption nor what else the machine did can change much.
         seconds=round(of_step * lines[-1]["iteration"], 1),
         settings=run.settings,
@@ -218,7 +234,11 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", help="to train (all of the grid)")
     parser.add_argument("--no-training", action="store_true", help="report what is done already")
     args = parser.parse_args()
-    grid = yaml.safe_load(args.grid.read_text())
+    try:
+        grid = yaml.safe_load(args.grid.read_text())
+        check_grid(grid)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        parser.error(f"'{args.grid}': {error}")
     for part in ("datasets", "strategies"):
         for name in getattr(args, part) or ():
             if name not in grid[part]:
@@ -228,21 +248,28 @@ def main() -> None:
     runs = list(runs_of(grid, output))
 
     results = read_results(path, runs)
-    results.update({run: done for run in runs if run not in results and (done := read_result(run))})
+    failures = []
+    for run in runs:
+        try:
+            if run not in results and (done := read_result(run)):
+                results[run] = done
+        except RuntimeError as error:
+            failures.append(str(error))
     wanted = [
         run
         for run in runs
         if run.dataset in (args.datasets or grid["datasets"])
         and run.strategy in (args.strategies or grid["strategies"])
     ]
-    failures = [] if args.no_training else train_all(runs, wanted, results, path, args.jobs)
+    if not args.no_training:
+        failures = train_all(runs, wanted, results, path, args.jobs)
     if not results:
         sys.exit("\n".join([f"'{path}' has no result of this grid.", *failures]))
     rows = [results[run] for run in runs if run in results]
-    done = Grid(rows, pairs_of(grid), grid.get("tables", {}))
-    text = markdown(done)
+    compared = Grid(rows, pairs_of(grid), grid.get("tables") or {})
+    text = markdown(compared)
     path.with_suffix(".md").write_text(text)
-    plot(done, path.with_suffix(".png"))
+    plot(compared, path.with_suffix(".png"))
     print(text)
     print(path, path.with_suffix(".md"), path.with_suffix(".png"), sep="\n")
     if failures:

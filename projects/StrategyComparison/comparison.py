@@ -16,7 +16,7 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class Result(NamedTuple):
-    """A run: COCO AP in percent, and seconds of training."""
+    """A run: COCO AP in percent, NaN for none; and seconds of training, NaN if not timed."""
 
     dataset: str
     strategy: str
@@ -42,6 +42,8 @@ class Interval(NamedTuple):
     half: float
 
     def text(self, signed: bool = False) -> str:
+        if math.isnan(self.mean):  # COCO has no AP of a size without any object
+            return "none"
         half = f" ± {self.half:.1f}" if math.isfinite(self.half) else ""
         return f"{self.mean:{'+' if signed else ''}.1f}{half}"
 
@@ -189,7 +191,8 @@ def markdown(grid: Grid) -> str:
                 min(run.seconds for run in runs) for runs in zip(*beside, strict=True)
             )
             ratio = seconds / of_base
-            values = " | ".join([*cells, f"x {ratio:.2f}"])
+            time = f"x {ratio:.2f}" if math.isfinite(ratio) else "not timed"
+            values = " | ".join([*cells, time])
             lines.append(f"| {name} | {baseline} | {len(beside)} | {values} |")
         lines.append("")
         for title, rows in grid.tables.items():
@@ -243,9 +246,9 @@ def plot(grid: Grid, path: Path) -> None:
             axes.grid(axis="x", alpha=0.3)
             axes.locator_params(axis="x", nbins=4)
             axes.tick_params(axis="y", length=0)
-            axes.set_title(f"{dataset}, {metric}", fontsize=9)
+            axes.set_title(f"{dataset}, {metric}", fontsize=9, parse_math=False)
         labels = [textwrap.fill(f"{name} - ({baseline})", 44) for name, baseline in compared]
-        row[0].set_yticks(range(len(labels)), labels, fontsize=8)
+        row[0].set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
         row[0].set_ylim(len(labels) - 0.5, -0.5)
     figure.supxlabel(
         "difference to the baseline of the same seed: each, mean and 95% interval", fontsize=10

@@ -1,8 +1,9 @@
 import copy
+import functools
 import json
 import logging
 import math
-import os
+import re
 
 import numpy as np
 import pytest
@@ -11,11 +12,15 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from pisa_d2.data.bccd import load_bccd
+from pisa_d2.data.box_checks import check_boxes
 from pisa_d2.data.catalog import register_dataset
-from pisa_d2.data.checks import Classes, box_fault, check_dataset, check_when_loaded
+from pisa_d2.data.checks import Classes, Needs, check_dataset, check_when_loaded
+from pisa_d2.data.objects import Objects
 
 NAME = "checked_for_tests"
 THREE = Classes("MODEL.ROI_HEADS.NUM_CLASSES", 3)
+TRAIN = Needs(train=True, objects=True, classes=THREE)
 
 
 @pytest.fixture
@@ -93,40 +98,63 @@ def test_a_box_of_no_use_is_left_out_with_its_file_and_value_in_a_warning(folder
     assert [len(record["annotations"]) for record in checked] == [1, 1]
     assert repr(dicts) == repr(before)
     (warning,) = caplog.messages
-    assert f"left out 1 box(es) that nothing can be learnt from: {box} of" in warning
+    assert f"'{NAME}': dropped 1 of 3 box(es) as unusable: {box} of" in warning
     assert f"'{folder / '0.jpg'}' {fault}" in warning
+
+
+def test_an_annotation_without_a_box_is_named_by_its_file(folder, caplog):
+    bad = annotation()
+    del bad["bbox"]
+    assert check_dataset(records(folder, [bad, annotation()]), NAME)[0]["annotations"] == [
+        annotation()
+    ]
+    assert f"an annotation of '{folder / '0.jpg'}' has no bbox" in caplog.text
+
+
+def test_a_crowd_of_no_use_is_dropped_too(folder):
+    dicts = records(folder, [annotation((5, 5, 5, 5), iscrowd=1), annotation()])
+    assert check_dataset(dicts, NAME)[0]["annotations"] == [annotation()]
 
 
 def test_of_many_bad_boxes_five_are_named_and_all_counted(folder, caplog):
     check_dataset(records(folder, [annotation((5, 5, 5, 5)) for _ in range(12)]), NAME)
-    assert "left out 12 box(es)" in caplog.text and "and 7 more" in caplog.text
+    assert "dropped 12 of 12 box(es)" in caplog.text and "and 7 more" in caplog.text
     assert caplog.text.count("has no area") == 5
+
+
+def is_kept(box, mode, size=(100, 80)):
+    record = {"annotations": [{"bbox": box, "bbox_mode": mode}]}
+    if size is not None:
+        record.update(zip(("width", "height"), size, strict=True))
+    return bool(check_boxes(Objects([record]), lambda text: None).annotations)
 
 
 @pytest.mark.parametrize(
     "box", [[0, 0, 100, 80], [-3, -3, 5, 5], [95, 70, 110, 90], np.array([1.0, 2.0, 3.0, 4.0])]
 )
 def test_a_box_that_reaches_into_the_image_is_kept(box):
-    assert box_fault(box, BoxMode.XYXY_ABS, (100, 80)) is None
+    assert is_kept(box, BoxMode.XYXY_ABS)
 
 
 def test_boxes_are_read_in_their_own_mode():
-    assert box_fault([30, 30, 10, 10], BoxMode.XYWH_ABS, (100, 80)) is None
-    assert box_fault([30, 30, -10, 10], BoxMode.XYWH_ABS, (100, 80)) == "has a negative size"
-    assert box_fault([30, 30, 10, 10, 45], BoxMode.XYWHA_ABS, (100, 80)) is None
-    assert box_fault([130, 30, 140, 50], BoxMode.XYXY_ABS, None) is None
+    assert is_kept([30, 30, 10, 10], BoxMode.XYWH_ABS)
+    assert not is_kept([30, 30, -10, 10], BoxMode.XYWH_ABS)
+    assert not is_kept([30, 30, 10, 10], BoxMode.XYXY_ABS)
+    assert is_kept([30, 30, 10, 10, 45], BoxMode.XYWHA_ABS)
+    assert is_kept([130, 30, 140, 50], BoxMode.XYXY_ABS, size=None)
+    assert not is_kept([130, 30, 140, 50], BoxMode.XYXY_ABS)
 
 
 def test_a_good_data_set_comes_back_as_it_is_without_a_word(folder, caplog):
     dicts = register(records(folder, [annotation(), annotation(category_id=np.int64(2))], []))
-    assert check_dataset(dicts, NAME, THREE, needs_objects=True) == dicts
+    assert check_dataset(dicts, NAME, TRAIN) == dicts
     assert not caplog.messages
 
 
 def test_missing_images_are_named(folder):
     (folder / "1.jpg").unlink()
     dicts = records(folder, [annotation()], [annotation()])
-    match = rf"'{NAME}' lacks 1 of its 2 images: '{folder}/1.jpg'.*DETECTRON2_DATASETS"
+    match = rf"'{NAME}': 1 of its 2 images are missing: '{folder}/1.jpg'.*DETECTRON2_DATASETS"
     with pytest.raises(FileNotFoundError, match=match):
         check_dataset(dicts, NAME)
 
@@ -135,10 +163,11 @@ def test_images_elsewhere_are_not_looked_for():
     check_dataset([{"file_name": "s3://bucket/1.jpg"}, {"image": "in memory"}], NAME)
 
 
-@pytest.mark.parametrize("category", [3, -1, 1.0, None, "0"])
+@pytest.mark.parametrize("category", [3, -1, 1.0, None, "0", [0]])
 def test_a_category_out_of_range_names_the_file_and_the_range(folder, category):
     dicts = register(records(folder, [annotation()], [annotation(category_id=category)]))
-    match = rf"1\.jpg' has category_id = {category!r}, but the data set has 3.*from 0 to 2"
+    value = re.escape(repr(category))
+    match = rf"1\.jpg' has category_id = {value}, but the dataset has 3.*from 0 to 2"
     with pytest.raises(ValueError, match=match):
         check_dataset(dicts, NAME)
 
@@ -147,16 +176,45 @@ def test_more_classes_in_the_data_than_in_the_config_are_an_error(folder):
     dicts = register(records(folder, [annotation(category_id=2)]))
     match = r"category_id = 2, but MODEL\.ROI_HEADS\.NUM_CLASSES is 2"
     with pytest.raises(ValueError, match=match):
-        check_dataset(dicts, NAME, Classes("MODEL.ROI_HEADS.NUM_CLASSES", 2))
+        check_dataset(dicts, NAME, Needs(classes=Classes("MODEL.ROI_HEADS.NUM_CLASSES", 2)))
 
 
 @pytest.mark.parametrize("num", [2, 80])
-def test_another_number_of_classes_than_that_of_the_data_is_a_warning(folder, caplog, num):
+def test_another_number_of_classes_than_that_of_the_data_is_refused(folder, num):
     dicts = register(records(folder, [annotation()]))
-    check_dataset(dicts, NAME, Classes("MODEL.ROI_HEADS.NUM_CLASSES", num))
-    (warning,) = caplog.messages
-    assert f"MODEL.ROI_HEADS.NUM_CLASSES = {num}" in warning
-    assert "3 class(es), a, b, c" in warning
+    match = (
+        rf"NUM_CLASSES = {num}, but dataset '{NAME}' has 3 class\(es\): a, b, c. Set the key to 3"
+    )
+    with pytest.raises(ValueError, match=match):
+        check_dataset(dicts, NAME, Needs(classes=Classes("MODEL.ROI_HEADS.NUM_CLASSES", num)))
+
+
+@pytest.mark.parametrize("crowd", [None, "0", 0.0, False, 1, True, "1"])
+def test_iscrowd_is_read_in_any_usual_form(folder, crowd):
+    dicts = records(folder, [annotation(iscrowd=crowd), annotation()])
+    (record,) = check_dataset(dicts, NAME)
+    assert record["annotations"][0]["iscrowd"] == (crowd in (1, "1"))
+
+
+@pytest.mark.parametrize("crowd", [2, "yes", [0], math.nan])
+def test_another_iscrowd_is_an_error(folder, crowd):
+    dicts = records(folder, [annotation()], [annotation(iscrowd=crowd)])
+    with pytest.raises(ValueError, match=rf"1\.jpg' has iscrowd = {re.escape(repr(crowd))}: "):
+        check_dataset(dicts, NAME)
+
+
+@pytest.mark.parametrize("size", [None, "100", 0, -100, 99.5, math.nan, math.inf, True, [100]])
+def test_a_size_that_is_no_number_of_pixels_is_an_error(folder, size):
+    (record,) = records(folder, [annotation()])
+    with pytest.raises(ValueError, match=rf"'{NAME}': '{folder}/0\.jpg' has height = .*pixels"):
+        check_dataset([{**record, "height": size}], NAME)
+
+
+def test_whole_sizes_of_other_types_become_integers(folder):
+    (record,) = records(folder, [annotation()])
+    (checked,) = check_dataset([{**record, "width": 100.0, "height": np.int64(80)}], NAME)
+    assert checked == record
+    assert type(checked["width"]) is type(checked["height"]) is int
 
 
 def test_images_with_only_crowds_are_named(folder, caplog):
@@ -175,72 +233,64 @@ def test_images_with_only_crowds_are_named(folder, caplog):
 def test_a_data_set_without_objects_is_refused_for_training(folder, annotations):
     dicts = records(folder, annotations, [])
     with pytest.raises(ValueError, match=rf"'{NAME}' has 2 image\(s\) but no object to train on"):
-        check_dataset(dicts, NAME, needs_objects=True)
-    assert len(check_dataset(dicts, NAME)) == 2
+        check_dataset(dicts, NAME, Needs(train=True, objects=True))
+    assert len(check_dataset(dicts, NAME, Needs(train=True))) == 2
+
+
+def test_a_data_set_without_images_is_refused():
+    with pytest.raises(ValueError, match=f"'{NAME}' has no images"):
+        check_dataset([], NAME, Needs(test=True))
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_an_evaluation_without_objects_is_refused_unless_the_file_lists_no_annotations(
+    folder, listed
+):
+    path = write_coco(folder, annotations=[])
+    if not listed:
+        content = json.loads(path.read_text())
+        del content["annotations"]
+        path.write_text(json.dumps(content))
+    check_when_loaded([NAME], "DATASETS.TEST", Needs(test=True))
+    if listed:
+        with pytest.raises(ValueError, match=f"'{NAME}' has 1 image.*no object to evaluate with"):
+            DatasetCatalog.get(NAME)
+    else:
+        assert len(DatasetCatalog.get(NAME)) == 1
 
 
 def test_data_without_boxes_such_as_of_semantic_segmentation_is_left_alone(folder):
     dicts = [{"file_name": str(folder / "0.jpg"), "sem_seg_file_name": "0.png"}]
-    assert check_dataset(dicts, NAME, THREE, needs_objects=True) == dicts
+    assert check_dataset(dicts, NAME, TRAIN) == dicts
 
 
 def test_what_detectron2_loads_is_checked_however_often_that_is_asked_for(folder, caplog):
     caplog.set_level(logging.WARNING)
     register(records(folder, [annotation(), annotation((1, 1, 1, 1))], [annotation((2, 2, 2, 2))]))
     for _ in range(2):
-        check_when_loaded([NAME], "DATASETS.TRAIN", THREE, needs_objects=True)
+        check_when_loaded([NAME], "DATASETS.TRAIN", TRAIN)
     assert not caplog.messages  # nothing is loaded yet
-    dicts = get_detection_dataset_dicts([NAME])
+    for _ in range(2):  # the second time, nothing is said again
+        dicts = get_detection_dataset_dicts([NAME])
     assert [len(record["annotations"]) for record in dicts] == [1]
-    assert len([m for m in caplog.messages if "left out 2 box(es)" in m]) == 1
+    assert len([m for m in caplog.messages if "dropped 2 of 3 box(es)" in m]) == 1
 
 
-def test_an_unknown_data_set_names_the_key_and_those_there_are():
-    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN = 'nowhere'.*bccd_train.*digits_train"):
-        check_when_loaded(["nowhere"], "DATASETS.TRAIN", None, needs_objects=False)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("{'images': ", "JSONDecodeError"),
-        ("", "JSONDecodeError"),
-        ("[1, 2]", "AssertionError"),
-        ("{}", "KeyError"),
-        (b"\xff\xfe\x00", "UnicodeDecodeError"),
-    ],
-)
-def test_annotations_that_are_no_coco_json_name_the_file(folder, content, reason):
-    path = write_coco(folder)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    check_when_loaded([NAME], "DATASETS.TRAIN", None, needs_objects=True)
-    match = rf"'{NAME}' cannot be read from '{path}': {reason}.*copy them anew"
-    with pytest.raises(ValueError, match=match):
-        DatasetCatalog.get(NAME)
-
-
-def test_a_category_that_the_json_does_not_list_names_the_file(folder):
-    path = write_coco(folder, categories=[{"id": 6, "name": "thing"}])
-    check_when_loaded([NAME], "DATASETS.TRAIN", None, needs_objects=True)
-    with pytest.raises(ValueError, match=rf"'{path}'.*category_id=5"):
-        DatasetCatalog.get(NAME)
+def test_an_unknown_dataset_names_the_key_and_how_to_register():
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN = 'nowhere'.*DATASETS\.REGISTER"):
+        check_when_loaded(["nowhere"], "DATASETS.TRAIN", Needs(train=True))
 
 
 def test_annotations_that_are_not_there_name_the_file_and_the_variable(tmp_path):
     path = tmp_path / "nowhere" / "instances.json"
     register_coco_instances(NAME, {}, str(path), str(tmp_path))
-    check_when_loaded([NAME], "DATASETS.TRAIN", None, needs_objects=True)
+    check_when_loaded([NAME], "DATASETS.TRAIN", Needs(train=True))
     with pytest.raises(FileNotFoundError, match=rf"'{path}'.*DETECTRON2_DATASETS"):
         DatasetCatalog.get(NAME)
 
 
 def test_a_loaders_own_words_are_left_as_they_are(tmp_path):
-    from pisa_d2.data import register_bccd
-
-    register_bccd(tmp_path)
-    try:
-        check_when_loaded(["bccd_train"], "DATASETS.TRAIN", None, needs_objects=True)
-        with pytest.raises(FileNotFoundError, match="^'.*train.txt' is missing. Put BCCD"):
-            DatasetCatalog.get("bccd_train")
-    finally:
-        register_bccd(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+    register_dataset(NAME, functools.partial(load_bccd, tmp_path, "train"))
+    check_when_loaded([NAME], "DATASETS.TRAIN", Needs(train=True))
+    with pytest.raises(FileNotFoundError, match="^'.*train.txt' is missing. Put BCCD"):
+        DatasetCatalog.get(NAME)

@@ -200,7 +200,8 @@ def test_images_have_as_many_digits_as_asked_for(most: int, least: int):
     assert {*range(least, most + 1)} <= counts <= {*range(most + 1)}
 
 
-def test_importing_the_package_registers_both_splits():
+def test_both_splits_are_registered(tmp_path: Path, catalogs: None):
+    register_digits(tmp_path)
     for split in ("train", "val"):
         assert f"digits_{split}" in DatasetCatalog
         metadata = MetadataCatalog.get(f"digits_{split}")

@@ -47,7 +47,9 @@ def test_training_goes_on_without_a_damaged_image_and_names_it(tmp_path, caplog,
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_evaluation_stops_at_a_damaged_image_and_names_it(tmp_path, damage):
     dicts = write_images(tmp_path, "jpg", DAMAGES[damage])
-    with pytest.raises(OSError, match=rf"'{dicts[2]['file_name']}' is damaged \(.*copy it anew"):
+    with pytest.raises(
+        OSError, match=rf"'{dicts[2]['file_name']}' is damaged \(.*copy or download it again"
+    ):
         mapper(skip=False)(dicts[2])
 
 
@@ -60,3 +62,11 @@ def test_good_images_are_mapped_as_by_the_mapper_alone(tmp_path, caplog):
     record = write_images(tmp_path, "png")[0]
     assert mapper(skip=True)(record)["image"].shape[0] == 3
     assert not caplog.messages
+
+
+def test_any_other_error_names_the_image(tmp_path):
+    record = write_images(tmp_path, "png")[0]
+    record["annotations"] = [{"bbox": [1, 2], "bbox_mode": 0, "category_id": 0}]
+    match = rf"'{record['file_name']}' cannot become an input of the model: \w+Error"
+    with pytest.raises(RuntimeError, match=match):
+        mapper(skip=True)(record)

@@ -1,8 +1,13 @@
 import logging
 import os
+import pickle
+import resource
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+from helpers import small_cfg
 from torch import nn
 
 from pisa_d2.engine import Checkpointer
@@ -78,7 +83,29 @@ def test_a_checkpoint_that_is_cut_off_while_it_is_written_hides_nothing(
         checkpointer.save("model_0000005")
     assert (tmp_path / "model_0000005.pth").exists() == (what == "pointer")
     assert (tmp_path / "model_0000003.pth").read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
     assert resumed_from(tmp_path) == 3
+
+
+def test_a_disk_that_is_full_is_named_and_keeps_no_part_of_a_checkpoint(checkpointer, tmp_path):
+    # A limit stands in for the disk, which takes root to make.
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**9, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"model_0000005\.pth' could not be written .*MiB left"):
+            checkpointer.save("model_0000005")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.glob("*0005*"))
+    assert resumed_from(tmp_path) == 3
+
+
+def test_a_checkpoint_is_read_once(checkpointer, tmp_path, monkeypatch):
+    read = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda f, **kwargs: read.append(f) or load(f, **kwargs))
+    assert resumed_from(tmp_path) == 3
+    assert read == [str(tmp_path / "model_0000003.pth")]
 
 
 def test_without_checkpoints_it_loads_the_weights_that_are_named(checkpointer, tmp_path):
@@ -86,3 +113,95 @@ def test_without_checkpoints_it_loads_the_weights_that_are_named(checkpointer, t
     other.resume_or_load(str(tmp_path / "model_0000003.pth"))
     assert other.checkpointables["trainer"].iteration == 0
     torch.testing.assert_close(other.model.state_dict(), checkpointer.model.state_dict())
+
+
+def load(model, path, whole=False):
+    Checkpointer(model).resume_or_load(str(path), resume=False, whole=whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.pth", b"<html>404</html>", "is no checkpoint, or damaged"),
+        ("a.pth", b"", "is no checkpoint, or damaged"),
+        ("a.pkl", b"version https://git-lfs.github.com/spec/v1", "is no checkpoint, or damaged"),
+        ("a.pkl", pickle.dumps([1, 2]), "is no checkpoint, or damaged"),
+        ("a.pth", {"state_dict": {}, "epoch": 3}, r"holds \['state_dict', 'epoch'\]"),
+        ("a.pth", {"model": [1]}, "holds list"),
+        ("a.pth", {"conv1.weight": torch.ones(2)}, r"like \['conv1.weight'\]; here, .*'bias'"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, name, content, reason):
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"'{path}' cannot be loaded: it .*{reason}"):
+        load(nn.Linear(2, 2), path)
+
+
+def test_a_file_that_is_not_there_and_weights_that_are_not_named_are_errors(tmp_path):
+    path = tmp_path / "a.pth"
+    for whole in (False, True):
+        with pytest.raises(FileNotFoundError, match=f"MODEL.WEIGHTS = '{path}': there is no"):
+            load(nn.Linear(2, 2), path, whole)
+    load(nn.Linear(2, 2), "")
+    with pytest.raises(ValueError, match="no weights to load: name a checkpoint"):
+        load(nn.Linear(2, 2), "", whole=True)
+
+
+def test_a_bare_state_dict_is_loaded(tmp_path):
+    source, model = nn.Linear(2, 2), nn.Linear(2, 2)
+    torch.save(source.state_dict(), tmp_path / "bare.pth")
+    load(model, tmp_path / "bare.pth", whole=True)
+    torch.testing.assert_close(model.state_dict(), source.state_dict())
+
+
+@pytest.fixture(scope="module")
+def run_of_three_classes(tmp_path_factory):
+    """The folder of a run, and the model of another number of classes."""
+    folder = tmp_path_factory.mktemp("run")
+    model = build_model(small_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 3))
+    DetectionCheckpointer(model, str(folder)).save("model_final", iteration=9)
+    return folder, model, build_model(small_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 5))
+
+
+WRONG = r"model_final\.pth' cannot be loaded.*of this model.*\(4, 32\) there and \(6, 32\) here"
+
+
+def test_a_run_of_another_class_count_is_neither_resumed_nor_evaluated(run_of_three_classes):
+    folder, same, other = run_of_three_classes
+    Checkpointer(same, str(folder)).resume_or_load("")
+    load(same, folder / "model_final.pth", whole=True)
+    with pytest.raises(ValueError, match=WRONG):
+        Checkpointer(other, str(folder)).resume_or_load("")
+    with pytest.raises(ValueError, match=WRONG):
+        load(other, folder / "model_final.pth", whole=True)
+
+
+def test_training_may_start_from_another_class_count_and_names_what_is_left_out(
+    run_of_three_classes, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("fvcore"), "propagate", True)
+    folder, _, other = run_of_three_classes
+    # There is nothing to resume in this folder.
+    Checkpointer(other, str(tmp_path)).resume_or_load(str(folder / "model_final.pth"))
+    assert "cls_score.weight" in caplog.text and "incompatible shapes" in caplog.text
+
+
+def test_parameters_that_are_missing_are_an_error_where_all_are_needed(tmp_path):
+    model = nn.Linear(2, 3)
+    torch.save({"model": {"weight": torch.ones(3, 2)}}, tmp_path / "half.pth")
+    load(model, tmp_path / "half.pth")
+    with pytest.raises(ValueError, match="1 of the 2 parameters are missing, such as bias"):
+        load(model, tmp_path / "half.pth", whole=True)
+
+
+def test_a_checkpoint_saved_in_parallel_is_loaded_by_the_same_names(tmp_path):
+    model = nn.Linear(2, 3)
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "parallel.pth")
+    load(model, tmp_path / "parallel.pth", whole=True)
+    with pytest.raises(ValueError, match=r"bias is \(3,\) there and \(4,\) here"):
+        load(nn.Linear(2, 4), tmp_path / "parallel.pth", whole=True)

@@ -47,12 +47,12 @@ def test_without_pisa_that_gradient_is_stock_detectron2s(uninterrupted):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_stopped_and_killed_again_ends_as_if_it_had_been_left_alone(
+def test_a_run_that_is_killed_stopped_twice_and_killed_ends_as_if_it_had_been_left_alone(
     uninterrupted, datasets, tmp_path
 ):
     folder = tmp_path / "run"
     rng = random.Random(0)
-    at = [rng.choice(iterations) for iterations in ((2, 3), (4, 5), (6, 7, 8))]
+    at = [rng.choice(iterations) for iterations in ((2, 3), (4,), (6,), (7, 8))]
 
     # A process of Detectron2's launcher dies.
     words = command("tests/engine/strike.py", folder, "--num-gpus", "2")
@@ -65,16 +65,21 @@ def test_a_run_that_is_killed_stopped_and_killed_again_ends_as_if_it_had_been_le
     words += ["DATALOADER.NUM_WORKERS", "1"]
     status, printed = run(words, datasets, STRIKE=f"0 {at[1]} SIGTERM group")
     assert status == EXIT_SAVED, printed
-    assert f"Stopped by SIGTERM after iteration {at[1]}" in printed
+    assert f"SIGTERM: saved model_{at[1]:07d}.pth after iteration {at[1]}" in printed
     assert (folder / "last_checkpoint").read_text() == f"model_{at[1]:07d}.pth"
+
+    # Ctrl-C, which a terminal sends to all processes too.
+    status, printed = run(words, datasets, STRIKE=f"1 {at[2]} SIGINT group")
+    assert status == EXIT_SAVED and "Ctrl-C again ends at once" in printed, printed
+    assert f"Ctrl-C: saved model_{at[2]:07d}.pth after iteration {at[2]}" in printed
 
     # A process of torchrun dies, and it starts them again.
     words = command("tests/engine/strike.py", folder, "--resume")
     words = [*TORCHRUN, "--max-restarts", "1", *words]
-    status, printed = run(words, datasets, STRIKE=f"1 {at[2]} SIGKILL self")
+    status, printed = run(words, datasets, STRIKE=f"1 {at[3]} SIGKILL self")
     assert status == 0, printed
     starts = re.findall(r"Starting training from iteration (\d+)", printed)
-    assert starts == [str(at[1] + 1), str(at[2] // 2 * 2)]
+    assert starts == [str(at[2] + 1), str(max(at[2] + 1, at[3] // 2 * 2))]
 
     final, expected = (torch.load(f / "model_final.pth") for f in (folder, uninterrupted))
     torch.testing.assert_close(final, expected, rtol=0, atol=0)

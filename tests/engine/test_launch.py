@@ -1,10 +1,14 @@
+import multiprocessing
 import os
+import signal
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pisa_d2.engine import launch
-from pisa_d2.engine.launch import ENVIRONMENT
+from pisa_d2.engine.launch import ENVIRONMENT, _wait_for
 
 
 def test_one_process_needs_no_other():
@@ -32,3 +36,42 @@ def test_processes_that_cannot_be_are_refused(ranks, message, monkeypatch):
         monkeypatch.setenv(name, str(value))
     with pytest.raises(ValueError, match=message):
         launch(os.getpid, 1)
+
+
+FORK = multiprocessing.get_context("fork")
+
+
+def wait(pipe, stays):
+    """Wait to be ended; if it ``stays``, SIGTERM is not enough."""
+    if stays:
+        signal.signal(signal.SIGTERM, lambda signum, frame: os.write(pipe, b"t"))
+    os.write(pipe, b"w")
+    for _ in range(60):
+        time.sleep(1)
+
+
+def wait_for_two(pipe, stays):
+    processes = [FORK.Process(target=wait, args=(pipe, stays)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    try:
+        _wait_for(SimpleNamespace(processes=processes))
+    except KeyboardInterrupt:
+        os._exit(130)
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_ctrl_c_ends_processes_that_save_nothing_and_the_second_those_that_do_not_listen(stays):
+    read, write = os.pipe()
+    process = FORK.Process(target=wait_for_two, args=(write, stays))
+    process.start()
+    os.close(write)
+    assert os.read(read, 1) + os.read(read, 1) == b"ww"
+    os.kill(process.pid, signal.SIGINT)
+    if stays:
+        assert os.read(read, 1) + os.read(read, 1) == b"tt"
+        os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    assert process.exitcode == (-signal.SIGINT if stays else 130)
+    assert os.read(read, 1) == b""  # all that could write have ended
+    os.close(read)

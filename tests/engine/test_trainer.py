@@ -55,6 +55,40 @@ def test_a_checkpoint_holds_optimizer_schedule_and_seed_and_is_safe_to_load(tmp_
     assert all(m["momentum_buffer"].abs().max() > 0 for m in list(momenta.values())[:1])
 
 
+def test_a_resumed_run_keeps_its_learning_rate_and_follows_the_new_schedule(tmp_path):
+    """The facts that check_run tells the user of."""
+    options = ["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.WARMUP_ITERS", "0"]
+    options += ["SOLVER.BASE_LR", "0.01", "SOLVER.STEPS", "(9,)"]
+    train(tmp_path, *options, "SOLVER.MAX_ITER", "2")
+    options += ["SOLVER.BASE_LR", "0.5", "SOLVER.MOMENTUM", "0.5", "SOLVER.WEIGHT_DECAY", "0.5"]
+    groups = []
+    train(
+        *(tmp_path, *options, "SOLVER.MAX_ITER", "5", "SOLVER.STEPS", "(4,)"),
+        resume=True,
+        before_step=lambda trainer: groups.append(dict(trainer.optimizer.param_groups[0])),
+    )
+    assert [group["lr"] for group in groups] == pytest.approx([0.01, 0.01, 0.001])
+    assert {(group["momentum"], group["weight_decay"]) for group in groups} == {(0.9, 1e-4)}
+
+
+def test_a_training_with_amp_resumes_one_without(tmp_path):
+    trainer = train(tmp_path, "SOLVER.MAX_ITER", "1")
+    state = trainer.state_dict()
+
+    class Scaled:
+        scale = 4.0
+
+        def state_dict(self):
+            return {"grad_scaler": self.scale}
+
+        def load_state_dict(self, state):
+            self.loaded = state
+
+    trainer._trainer = Scaled()
+    trainer.load_state_dict(state)
+    assert trainer._trainer.loaded == {**state["_trainer"], "grad_scaler": 4.0}
+
+
 def test_a_checkpoint_of_detectron2_0_6_is_resumed_without_its_optimizer(tmp_path, caplog):
     train(tmp_path, "SOLVER.MAX_ITER", "2")
     state = load(tmp_path)
@@ -65,20 +99,38 @@ def test_a_checkpoint_of_detectron2_0_6_is_resumed_without_its_optimizer(tmp_pat
     assert "has no optimizer state" in caplog.text
 
 
-def test_sigterm_saves_after_the_step_and_exits_with_its_own_status(tmp_path, caplog):
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("signum", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")]
+)
+def test_a_signal_saves_after_the_step_and_exits_with_its_own_status(
+    tmp_path, signum, name, caplog
+):
+    before = signal.getsignal(signum)
 
     def strike(trainer):
         if trainer.iter == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signum)
 
     with pytest.raises(SystemExit) as exit_:
         train(tmp_path, before_step=strike)
     assert exit_.value.code == EXIT_SAVED == 75
-    assert "Stopped by SIGTERM after iteration 2, which model_0000002.pth holds" in caplog.text
+    assert f"{name}: saved model_0000002.pth after iteration 2. Rerun with --resume" in caplog.text
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
     assert load(tmp_path, "model_0000002.pth")["iteration"] == 2
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signum) is before
+
+
+def test_a_signal_that_was_ignored_stays_ignored(tmp_path):
+    """As a shell has it for Ctrl-C and what runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        train(
+            *(tmp_path, "SOLVER.MAX_ITER", "2"),
+            before_step=lambda trainer: os.kill(os.getpid(), signal.SIGINT),
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "model_final.pth").exists()
 
 
 def test_a_run_that_fails_in_its_last_step_is_not_evaluated(tmp_path, monkeypatch):

@@ -44,11 +44,11 @@ def find(runs, dataset, strategy, seed):
     return next(r for r in runs if (r.dataset, r.strategy, r.seed) == (dataset, strategy, seed))
 
 
-def finish(run, ap, of_step=0.5):
+def finish(run, ap, of_step=0.5, lines=None):
     """Leave what a run leaves that is done."""
     run.folder.mkdir(parents=True, exist_ok=True)
     names = [f"bbox/{metric}" for metric in compare.METRICS]
-    lines = [
+    lines = lines or [
         {"iteration": 19, "time": 9.0},
         {"iteration": 20, **dict.fromkeys(names, 1.0)},
         {"iteration": 39, "time": of_step},
@@ -207,6 +207,71 @@ def test_what_is_done_is_reported_without_training(runs, grid, tmp_path, monkeyp
     finish(runs[0], ap=40.0)
     run_main(monkeypatch, grid, *words)
     assert "| plain | 1 | 40.0 | 41.0 |" in capsys.readouterr().out
+
+
+def test_a_run_of_a_few_steps_is_reported_without_time_or_says_that_it_found_nothing(
+    runs, grid, tmp_path, monkeypatch, capsys
+):
+    names = [f"bbox/{metric}" for metric in compare.METRICS]
+    few = {**dict.fromkeys(names, 1.5), "bbox/APs": None}
+    for run in (runs[0], runs[1]):
+        finish(run, ap=0, lines=[{"iteration": 2, "lr": 0.1}, {"iteration": 3, **few}])
+    nothing = dict.fromkeys(names)
+    finish(runs[2], ap=0, lines=[{"iteration": 2, "lr": 0.1}, {"iteration": 3, **nothing}])
+    with pytest.raises(SystemExit, match=r"plain on B, seed 4, has no AP.*longer than 3 steps"):
+        run_main(monkeypatch, grid, "--output", tmp_path / "out", "--no-training")
+    printed = capsys.readouterr().out
+    assert "| plain | 1 | 1.5 | 1.5 | 1.5 | none | 1.5 | 1.5 |" in printed
+    assert "| twice, x 2 | plain | 1 | +0.0 | +0.0 | +0.0 | none | +0.0 | +0.0 | not timed |" in (
+        printed
+    )
+
+    def train(run, threads):
+        if run == runs[2]:
+            compare.read_result(run)
+        finish(run, ap=0, lines=[{"iteration": 3, **few}])
+
+    monkeypatch.setattr(compare, "train", train)
+    words = ("--output", tmp_path / "out", "--datasets", "B", "--strategies", "plain")
+    with pytest.raises(SystemExit, match=r"plain on B, seed 4, has no AP"):
+        run_main(monkeypatch, grid, *words)
+    rows = compare.read_results(tmp_path / "out" / "results.csv", runs)
+    assert all(math.isnan(row.seconds) and math.isnan(row.APs) for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("strategies:", "strategy:", "unknown key 'strategy'. Do you mean 'strategies'?"),
+        ("baseline: plain", "tables: {}", "the grid needs the key 'baseline'"),
+        ("baseline: plain", "baseline: plane", "unknown strategy 'plane'. Do you mean 'plain'?"),
+        ("options:", "option:", "strategy 'twice, x 2': unknown key 'option'. Do you mean 'opt"),
+        ("datasets: [B]", "datasets: [C]", "unknown dataset 'C'. There are A, B."),
+        ("against: [plain,", "against: [none,", "unknown strategy 'none'. There are plain, tw"),
+        ("seeds: [7]", "seeds: 7", "seeds of strategy 'other': 7 is not a list of integers"),
+        ("seeds: [4, 7]", "seeds: {A: [4]}", "seeds of the grid: dataset 'B' has none"),
+        ("{config: b.yaml, script", "{script", "strategy 'other' needs the key 'config'"),
+        (GRID, "", "a grid is a mapping with the keys seeds"),
+        ("seeds: [4, 7]", "seeds: [", "expected"),
+    ],
+)
+def test_a_mistake_in_a_grid_is_named_before_anything_is_trained(
+    right, wrong, message, grid, monkeypatch, capsys
+):
+    assert right in GRID
+    grid.write_text(GRID.replace(right, wrong, 1))
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, grid)
+    printed = capsys.readouterr().err
+    assert message in printed and f"'{grid}'" in printed
+
+
+def test_a_table_of_unknown_strategies_and_a_missing_grid_are_named(grid, monkeypatch, capsys):
+    grid.write_text(GRID + "tables: {Title: {row: {column: plan}}}")
+    for path, message in ((grid, "table 'Title': unknown strategy 'plan'"), ("no.yaml", "No such")):
+        with pytest.raises(SystemExit):
+            run_main(monkeypatch, path)
+        assert message in capsys.readouterr().err
 
 
 def result(strategy, seed, ap, seconds=1.0):

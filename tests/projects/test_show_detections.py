@@ -6,6 +6,7 @@ from types import ModuleType
 import pisa_d2  # noqa: F401  # isort: skip  (Detectron2 0.6 cannot be imported before it)
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
@@ -169,6 +170,60 @@ def test_pictures_and_ap_are_written_and_the_folder_named_last(
         assert picture.size[0] == 1600
     with Image.open(run / "detections.png") as sheet:
         assert sheet.size[0] == 2000
+
+
+def test_images_of_equal_name_and_classes_of_any_name_are_drawn(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    records = []
+    for folder in ("a", "b"):
+        (run.parent / folder).mkdir()
+        Image.new("RGB", (64, 48)).save(run.parent / folder / "1.jpg")
+        item = {"bbox": [1, 2, 30, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+        path = str(run.parent / folder / "1.jpg")
+        records.append({"file_name": path, "image_id": folder, "annotations": [item]})
+    DatasetCatalog.register("odd", lambda: records)
+    MetadataCatalog.get("odd").thing_classes = [r"$\nothing{ a_b^ {0} %s"]
+    write_config(run, ["odd"])
+    result = {"category_id": 0, "bbox": [1, 2, 30, 20], "score": 0.5}
+    write_results(run, [{"image_id": folder, **result} for folder in ("a", "b")])
+    call(monkeypatch, run)
+    pictures = sorted((run / "detections").iterdir())
+    assert [path.name for path in pictures] == ["a_1.jpg.png", "b_1.jpg.png"]
+
+
+def test_a_run_evaluated_as_pascal_voc_is_shown(run: Path, monkeypatch, capsys):
+    from detectron2.structures import Boxes, Instances
+
+    from pisa_d2.detections import DetectionsWriter
+
+    box = {"bbox": [1.0, 2.0, 31.0, 22.0], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1}
+    record = {"file_name": str(run.parent / "11.jpg"), "image_id": "000011", "annotations": [box]}
+    DatasetCatalog.register("voc", lambda: [record])
+    MetadataCatalog.get("voc").set(thing_classes=["cat", "dog"], evaluator_type="pascal_voc")
+    write_config(run, ["voc"])
+    found = Instances((48, 64), scores=torch.tensor([0.9]), pred_classes=torch.tensor([1]))
+    found.pred_boxes = Boxes(torch.tensor([[1.0, 2.0, 31.0, 22.0]]))
+    writer = DetectionsWriter(str(run / "inference"))
+    writer.process([record], [{"instances": found}])
+    assert writer.evaluate() is None
+    metrics = {"bbox/AP": 40.0, "bbox/AP50": 80.0, "bbox/AP75": None}
+    (run / "metrics.json").write_text(json.dumps(metrics) + "\n")
+    (picture,) = show.load_pictures(run, num_images=6, min_score=0.5)
+    assert picture.detections == [show.Box([1, 2, 30, 20], 1, "dog 0.90", matched=True)]
+    call(monkeypatch, run)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3].split() == ["AP", "AP50", "AP75"]
+    assert lines[-2].split() == ["40.0", "80.0", "nan"]
+
+
+def test_the_dataset_of_a_later_evaluation_is_shown_and_another_ones_detections_refused(run: Path):
+    write_config(run, ["other"])
+    (run / "inference" / "config.yaml").write_text(json.dumps({"DATASETS": {"TEST": ["pets"]}}))
+    assert len(show.load_pictures(run, num_images=6, min_score=0.5)) == 2
+    write_results(run, [{"image_id": 99, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.9}])
+    with pytest.raises(ValueError, match="image 99, which 'pets' does not have"):
+        show.load_pictures(run, num_images=6, min_score=0.5)
 
 
 def test_without_ap_the_pictures_are_still_drawn(

@@ -34,6 +34,14 @@ def test_a_picture_of_each_image_and_a_row_for_each_strategy(config, monkeypatch
     assert all(0 <= float(row[2].strip(" %")) <= 100 for row in rows)
 
 
+def test_an_image_is_found_by_index_name_and_folder():
+    paths = ["d/a/1.png", "d/b/1.png", "d/b/2.png", "d/b/12.png"]
+    find = visualize.find_image
+    assert [find(name, paths) for name in ("2.png", "b/1.png", "d/a/1.png", "0")] == [2, 1, 0, 0]
+    with pytest.raises(ValueError, match=r"several .*'1.png'.*'d/a/1.png' and 'd/b/1.png'.*as 0"):
+        find("1.png", paths)
+
+
 @pytest.mark.parametrize("heads", HEADS)
 def test_samples_are_those_of_each_strategy(heads):
     torch.manual_seed(0)
