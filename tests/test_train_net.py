@@ -163,7 +163,7 @@ def _spoil_val_image(root, content):
         (_spoil_all_train_images, [], "'digits_train': 12 of 12 images are damaged"),
         (_spoil_val_image, [], "'digits_val': 1 of 4 images are damaged"),
         (None, ["MODEL.MASK_ON", "True"], "none of .* objects have a mask"),
-        (None, ["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "set the key to 10"),
+        (None, ["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "Set the key to 10"),
         (None, ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "1"], "no positive sample"),
     ],
 )
