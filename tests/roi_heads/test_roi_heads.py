@@ -84,6 +84,16 @@ def test_with_all_parts_off_a_model_has_the_losses_of_stock_to_the_last_bit(head
     assert our_storage.latest() == their_storage.latest()
 
 
+@pytest.mark.parametrize("heads", HEADS)
+def test_with_all_parts_off_autocast_gives_the_losses_of_stock_to_the_last_bit(heads):
+    batch = random_batch([3, 5])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = losses_of(build(*HEADS[heads], *ALL_OFF), batch)
+        theirs = losses_of(build(*stock(heads)), batch)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 @pytest.mark.parametrize("num_objects", [[3, 5], [4, 0], [0, 0], [1, 1, 1]])
 def test_isr_changes_no_loss_and_carl_adds_one(num_objects):
     batch = random_batch(num_objects)
