@@ -175,8 +175,10 @@ def random_batch(num_objects: list[int], num_classes: int = 3, seed: int = 0) ->
     return batch
 
 
-def register_images(name: str, folder: Path, batch: list[dict]) -> None:
-    """A data set of these model inputs, of classes a, b and c, with its files in a folder."""
+def register_images(
+    name: str, folder: Path, batch: list[dict], class_names: Sequence[str] = ("a", "b", "c")
+) -> None:
+    """A data set of these model inputs, with its files in a folder."""
     records = []
     for i, sample in enumerate(batch):
         path = folder / f"image{i}.png"
@@ -190,7 +192,7 @@ def register_images(name: str, folder: Path, batch: list[dict]) -> None:
         record = {"file_name": str(path), "image_id": i, "annotations": annotations}
         records.append({**record, **size})
     DatasetCatalog.register(name, lambda: json.loads(json.dumps(records)))
-    MetadataCatalog.get(name).thing_classes = ["a", "b", "c"]
+    MetadataCatalog.get(name).thing_classes = list(class_names)
 
 
 def run_training(

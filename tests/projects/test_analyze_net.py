@@ -21,7 +21,8 @@ NUM_FIGURES = {1: 6, 2: 8}
 @pytest.fixture
 def config(tmp_path):
     """A small model's config, two checkpoints and a data set; its second image has no object."""
-    register_images("three_images", tmp_path, random_batch([4, 0, 7]))
+    no_mathematics = [r"$\a{$", "{b}_%s", "_c$_{$"]
+    register_images("three_images", tmp_path, random_batch([4, 0, 7]), no_mathematics)
     cfg = small_cfg("DATASETS.TEST", ("three_images",), "OUTPUT_DIR", str(tmp_path))
     for name, seed in {"first": 0, "second": 1}.items():
         torch.manual_seed(seed)

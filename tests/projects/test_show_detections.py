@@ -183,7 +183,7 @@ def test_images_of_equal_name_and_classes_of_any_name_are_drawn(
         path = str(run.parent / folder / "1.jpg")
         records.append({"file_name": path, "image_id": folder, "annotations": [item]})
     DatasetCatalog.register("odd", lambda: records)
-    MetadataCatalog.get("odd").thing_classes = [r"$\nothing{ a_b^ {0} %s"]
+    MetadataCatalog.get("odd").thing_classes = [r"$\nothing{ a_b$ {0} %s"]
     write_config(run, ["odd"])
     result = {"category_id": 0, "bbox": [1, 2, 30, 20], "score": 0.5}
     write_results(run, [{"image_id": folder, **result} for folder in ("a", "b")])
