@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -22,11 +23,18 @@ DETECTRON2_DEPS = [
     "yacs",
 ]
 
+
+def for_package_page(text: str) -> str:
+    """Remove links and pictures that lead into the repository: a package page has no such files."""
+    text = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\n\n(\*[^*]+\*\n\n)?", "", text)
+    return re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+
+
 setup(
     name="pisa_d2",
     version="0.1.0",
     description="Choose and weight the samples that train a Detectron2 detector (PISA, OHEM, ...)",
-    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description=for_package_page(README.read_text(encoding="utf-8")),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["pisa_d2", "pisa_d2.*"]),

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 REQUIRED = ("seeds", "baseline", "datasets", "strategies")
-OF_GRID = (*REQUIRED, "tables")
+OF_GRID = (*REQUIRED, "parts", "tables")
 OF_STRATEGY = ("config", "script", "options", "datasets", "seeds", "against")
 
 

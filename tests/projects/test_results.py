@@ -1,24 +1,32 @@
 """The figures of README and docs are those of the committed runs."""
 
+import csv
 import re
 import shutil
+from collections.abc import Iterator
+from statistics import fmean
+from typing import NamedTuple
 
 import pytest
+import yaml
 from helpers import ROOT, load_script
+from scipy import stats
 
 compare = load_script("projects/StrategyComparison/compare.py")
 
 PROJECT = ROOT / "projects/StrategyComparison"
 GRIDS = sorted(path.stem for path in PROJECT.glob("results/*.csv"))
-IN_README = {"strategies": "", "few_objects": ", few objects", "from_scratch": ", from scratch"}
-
-
-def tables(text):
-    return re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
-
-
-def committed(name):
-    return (PROJECT / f"results/{name}.md").read_text()
+COMPARED = ("strategies", "few_objects", "from_scratch")
+# Headings of docs/results.md, and data in README's table.
+SECTIONS = {
+    "Digits": ("strategies", "Digits"),
+    "BCCD": ("strategies", "BCCD"),
+    "Digits with few objects": ("few_objects", "Digits"),
+    "Digits, from scratch": ("from_scratch", "Digits"),
+    "BCCD, from scratch": ("from_scratch", "BCCD"),
+}
+REPORT = (ROOT / "docs/results.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -27,31 +35,132 @@ def test_the_committed_tables_are_made_of_the_committed_runs(name, tmp_path, mon
     words = [f"{PROJECT}/{name}.yaml", "--no-training", "--results", results, "--output", tmp_path]
     monkeypatch.setattr("sys.argv", ["compare.py", *map(str, words)])
     compare.main()
-    assert (tmp_path / f"{name}.md").read_text() == committed(name)
+    assert (tmp_path / f"{name}.md").read_text() == (PROJECT / f"results/{name}.md").read_text()
 
 
-def test_the_tables_of_the_report_are_those_of_the_comparison():
-    known = {table for name in GRIDS for table in tables(committed(name))}
-    headers = {table.splitlines()[0] for table in known}
-    in_report = [
-        table
-        for table in tables((ROOT / "docs/results.md").read_text())
-        if table.splitlines()[0] in headers
-    ]
-    assert len(in_report) > 5
-    assert [table for table in in_report if table not in known] == []
+class Comparison(NamedTuple):
+    """By the runs of the two strategies alone: paired by seed, or Welch's for other schedules."""
+
+    seeds: str
+    mean: float
+    mean_against: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def difference(self) -> str:
+        half = (self.high - self.low) / 2
+        return f"{self.mean - self.mean_against:+.1f} ± {half:.1f}"
 
 
-def test_the_table_of_the_readme_is_an_extract_of_the_comparison():
-    sections = {}
-    for name, start in IN_README.items():
-        for section in committed(name).split("### ")[1:]:
-            sections[section.splitlines()[0] + start] = section
-    extract = re.findall(
-        rf"^\| ({'|'.join(sections)}) (\|.* ± .* ± .*) \|$",
-        (ROOT / "README.md").read_text(),
+def compare_runs(ours: dict[str, float], theirs: dict[str, float], paired: bool) -> Comparison:
+    shared = sorted(ours.keys() & theirs.keys())
+    a = [ours[seed] for seed in shared] if paired else list(ours.values())
+    b = [theirs[seed] for seed in shared] if paired else list(theirs.values())
+    test = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
+    seeds = str(len(a)) if len(a) == len(b) else f"{len(a)}, {len(b)}"
+    interval = test.confidence_interval(0.95)
+    return Comparison(seeds, fmean(a), fmean(b), interval.low, interval.high, test.pvalue)
+
+
+def all_comparisons() -> Iterator[tuple[tuple[str, str, str, str], Comparison]]:
+    """By grid, dataset, strategy and what it is compared with: all that the grids name."""
+    for name in COMPARED:
+        runs: dict[tuple[str, str], dict[str, float]] = {}
+        with open(PROJECT / f"results/{name}.csv") as file:
+            for row in csv.DictReader(file):
+                of_strategy = runs.setdefault((row["dataset"], row["strategy"]), {})
+                of_strategy[row["seed"]] = float(row["AP"])
+        grid = yaml.safe_load((PROJECT / f"{name}.yaml").read_text())
+        for dataset, strategy in runs:
+            for against in grid["strategies"][strategy].get("against", [grid["baseline"]]):
+                ours, theirs = runs[dataset, strategy], runs.get((dataset, against), {})
+                if strategy != against and min(len(ours), len(theirs)) > 1:
+                    paired = not ("steps" in strategy or "steps" in against)
+                    key = (name, dataset, strategy, against)
+                    yield key, compare_runs(ours, theirs, paired)
+
+
+COMPARISONS = dict(all_comparisons())
+
+
+def holm(p_values: list[float]) -> list[float]:
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for place, index in enumerate(order):
+        highest = max(highest, (len(p_values) - place) * p_values[index])
+        adjusted[index] = min(highest, 1.0)
+    return adjusted
+
+
+HOLM = dict(zip(COMPARISONS, holm([c.p for c in COMPARISONS.values()]), strict=True))
+
+
+def printed(key: tuple[str, str, str, str]) -> str:
+    """The row of docs/results.md."""
+    c, adjusted = COMPARISONS[key], HOLM[key]
+    bold = "**" if adjusted < 0.05 else ""
+    p = f"{c.p:.4f}" if c.p < 0.01 else f"{c.p:.2f}"
+    p_holm = f"{adjusted:.3f}" if adjusted < 0.1 else f"{adjusted:.2f}"
+    cells = [*key[2:], c.seeds, f"{c.mean:.1f}", f"{c.mean_against:.1f}"]
+    return f"| {' | '.join(cells)} | {bold}{c.difference}{bold} | {p} | {p_holm} |"
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_rows_of_the_report_follow_from_the_runs(title):
+    section = re.split(rf"^##+ {title}$", REPORT, flags=re.MULTILINE)[1].split("\n##")[0]
+    rows = re.findall(r"^\|.*±.*\|$", section, flags=re.MULTILINE)
+    known = [printed(key) for key in COMPARISONS if key[:2] == SECTIONS[title]]
+    assert len(rows) >= 8
+    assert [row for row in rows if row not in known] == []
+
+
+def test_the_report_says_how_many_comparisons_there_are_and_names_those_that_are_shown():
+    assert set(re.findall(r"\b(\d+) comparisons", REPORT)) == {str(len(COMPARISONS))}
+    shown = [key for key in COMPARISONS if HOLM[key] < 0.05]
+    assert len(shown) == 4
+    for key in shown:
+        assert printed(key) in REPORT
+        assert COMPARISONS[key].difference.lstrip("+-") in REPORT.split("\n## ")[0]
+
+
+@pytest.mark.parametrize("text", [README, REPORT], ids=["README", "results.md"])
+def test_differences_in_sentences_stand_in_the_tables(text):
+    in_tables = set(re.findall(r"[+-](\d+\.\d ± \d+\.\d)", REPORT))
+    sentences = re.sub(r"^\|.*$", "", text, flags=re.MULTILINE)
+    named = re.findall(r"(\d+\.\d ±\s+\d+\.\d)", sentences)
+    assert {re.sub(r"\s+", " ", difference) for difference in named} <= in_tables
+
+
+def test_rows_of_the_readme_follow_from_the_runs():
+    rows = re.findall(
+        r"^\| (.+) \| (.+): ([\d.]+) \| (.+): ([\d.]+) \| (.+ ± .+) \| (\d+) \| .* \|$",
+        README,
         flags=re.MULTILINE,
     )
-    assert len(extract) > 10
-    for dataset, row in extract:
-        assert f"\n{row} |" in sections[dataset], (dataset, row)
+    assert len(rows) == README.count("± ", 0, README.index("**Recommendation.**"))
+    data = {"digits": "Digits", "digits, few objects": "Digits with few objects", "BCCD": "BCCD"}
+    for name, against, ap_against, strategy, ap, difference, seeds in rows:
+        c = COMPARISONS[(*SECTIONS[data[name]], strategy, against)]
+        said = (f"{c.mean_against:.1f}", f"{c.mean:.1f}", c.difference, c.seeds)
+        assert (ap_against, ap, difference, seeds) == said
+
+
+def test_the_time_of_the_readme_follows_from_the_runs():
+    (more,) = re.findall(r"PISA as released.* (\d+)%; \d+% in a model of full size", README)
+    (row,) = re.findall(
+        r"^\| PISA as released .* \| random \| 3 \|.* \| x ([\d.]+) \|$",
+        (PROJECT / "results/strategies.md").read_text().split("### Digits")[1],
+        flags=re.MULTILINE,
+    )
+    assert int(more) == round(100 * (float(row) - 1))
+
+
+def test_the_table_of_learning_rates_is_the_one_of_the_runs():
+    with open(PROJECT / "results/tuning.csv") as file:
+        runs = {(row["dataset"], row["strategy"]): float(row["AP"]) for row in csv.DictReader(file)}
+    for dataset, name in {"BCCD": "BCCD `val`", "Digits": "digits, another draw"}.items():
+        aps = [f"{runs[dataset, f'rate {rate}, 400 steps']:.1f}" for rate in (0.02, 0.04, 0.08)]
+        assert f"| {name} | {' | '.join(aps)} |" in REPORT
