@@ -157,7 +157,10 @@ def main() -> None:
         if not results.done(DETECTOR, 0, study.folder.name):
             results.add(*score_detector(study))
             results.write([DETECTOR])
-        failures = train_all(study, strategies, results, args)
+        try:
+            failures = train_all(study, strategies, results, args)
+        except KeyboardInterrupt:
+            sys.exit("Interrupted. Give the same command again to continue.")
     if not results.rows:
         sys.exit("\n".join([f"'{results.path}' has no run yet.", *failures]))
     told = About(**json.loads(about_path.read_text()))

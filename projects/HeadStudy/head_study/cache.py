@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from pisa_d2.data import ReadableOnly
 from pisa_d2.engine.seeding import seeded
 
 Record = dict[str, Any]
@@ -110,7 +111,8 @@ class Frozen:
         boxes_only = cfg.clone()
         boxes_only.defrost()
         boxes_only.MODEL.MASK_ON = boxes_only.MODEL.KEYPOINT_ON = False
-        self.mapper = DatasetMapper(boxes_only, is_train=True, augmentations=[resize])
+        mapper = DatasetMapper(boxes_only, is_train=True, augmentations=[resize])
+        self.mapper = ReadableOnly(mapper, skip=False)
 
     @torch.no_grad()
     def view(self, record: Record, training: bool) -> View:

@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import signal
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -197,6 +199,8 @@ def start_worker(study: Study, threads: int, use: list[str]) -> None:
         use: see :func:`add_config`.
     """
     global _worker
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     torch.set_num_threads(threads)
     add_config(use, get_cfg())
     _worker = Worker(study)
