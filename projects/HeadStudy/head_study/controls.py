@@ -1,0 +1,144 @@
+"""
+Controls: strategies that nobody would train with, which tell attention from its side effects.
+
+Each keeps all of Prime Sample Attention but one thing. ``HEAD_STUDY.CONTROL`` names it, and
+``MODEL.ROI_HEADS.NAME`` the heads of this module.
+
+Shape shorthand in this module:
+
+    P: number of positives of a batch
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Instances
+from torch import Tensor
+
+from pisa_d2 import add_pisa_config
+from pisa_d2.attention import Positives, carl_loss, isr_p_weights
+from pisa_d2.roi_heads import PISAFastRCNNOutputLayers, PISARes5ROIHeads, PISAROIHeads, fast_rcnn
+from pisa_d2.settings import CARL, ISR
+
+
+def add_head_study_config(cfg: CfgNode) -> None:
+    """Add the keys of pisa_d2, and ``HEAD_STUDY.CONTROL``, to ``cfg`` in place."""
+    add_pisa_config(cfg)
+    cfg.HEAD_STUDY = CfgNode()
+    # A name in CONTROLS, with ControlROIHeads or ControlRes5ROIHeads; empty for none.
+    cfg.HEAD_STUDY.CONTROL = ""
+
+
+def permuted(values: Tensor, classes: Tensor) -> Tensor:
+    """``values`` (P, ...) in random order among the positives of each class (P,)."""
+    order = torch.rand(len(values), device=values.device).argsort()
+    of_classes = order[classes[order].argsort(stable=True)]
+    result = torch.empty_like(values)
+    result[classes.argsort(stable=True)] = values[of_classes]
+    return result
+
+
+def permuted_ranks(isr: ISR, positives: Positives, transform: Box2BoxTransform) -> Tensor:
+    """ISR-P in which every positive has the rank of another one of its class, at random."""
+    order = permuted(
+        torch.arange(len(positives.classes), device=positives.classes.device), positives.classes
+    )
+    # Ranks follow from the regressed boxes and their objects. The losses stay in place: ISR-P
+    # keeps the total of the losses that it weights.
+    ranked_as = replace(
+        positives,
+        **{
+            name: getattr(positives, name)[order]
+            for name in ("boxes", "gt_boxes", "objects", "deltas")
+        },
+    )
+    return isr_p_weights(isr, ranked_as, transform)
+
+
+def truth_not_ranked(isr: ISR, positives: Positives, transform: Box2BoxTransform) -> Tensor:
+    """
+    ISR-P of the proposals alone. The boxes of the objects, which Detectron2 adds to them, keep
+    weight 1.
+    """
+    ranked = ~is_truth(positives)
+    of_ranked = Positives(**{name: value[ranked] for name, value in vars(positives).items()})
+    weights = torch.ones_like(positives.cls_losses)
+    weights[ranked] = isr_p_weights(isr, of_ranked, transform).to(weights.dtype)
+    return weights
+
+
+def is_truth(positives: Positives) -> Tensor:
+    """Bool (P,), whether a positive is the box of its object itself, and no proposal."""
+    return (positives.boxes == positives.gt_boxes).all(dim=1)
+
+
+def permuted_probabilities(carl: CARL, positives: Positives) -> Tensor:
+    """CARL in which every positive has the probability of another one of its class, at random."""
+    probs = permuted(positives.probs, positives.classes)
+    return carl_loss(carl, replace(positives, probs=probs))
+
+
+# By the name of the function of pisa_d2 that each takes the place of.
+CONTROLS: dict[str, tuple[str, Callable]] = {
+    "permuted_ranks": ("isr_p_weights", torch.no_grad()(permuted_ranks)),
+    "truth_not_ranked": ("isr_p_weights", torch.no_grad()(truth_not_ranked)),
+    "permuted_probabilities": ("carl_loss", permuted_probabilities),
+}
+
+
+class ControlPredictor(PISAFastRCNNOutputLayers):
+    """
+    The box predictor with the losses of a control.
+
+    Attributes:
+        control: a name in :data:`CONTROLS`.
+    """
+
+    control: str
+
+    def losses(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        """As in :class:`PISAFastRCNNOutputLayers`."""
+        with mock.patch.object(fast_rcnn, *CONTROLS[self.control]):
+            return super().losses(predictions, proposals)
+
+
+def controlled(predictor: PISAFastRCNNOutputLayers, cfg: CfgNode) -> None:
+    """
+    Give a predictor the losses of the control that ``cfg`` names, in place.
+
+    Raises:
+        ValueError: the control is unknown.
+    """
+    name = cfg.HEAD_STUDY.CONTROL
+    if name not in CONTROLS:
+        raise ValueError(
+            f"HEAD_STUDY.CONTROL = {name!r} is not known: choose one of {list(CONTROLS)}."
+        )
+    predictor.__class__ = ControlPredictor
+    predictor.control = name
+
+
+@ROI_HEADS_REGISTRY.register()
+class ControlROIHeads(PISAROIHeads):
+    """:class:`PISAROIHeads` with a control."""
+
+    def __init__(self, cfg: CfgNode, *args: Any, **kwargs: Any) -> None:
+        super().__init__(cfg, *args, **kwargs)
+        controlled(self.box_predictor, cfg)
+
+
+@ROI_HEADS_REGISTRY.register()
+class ControlRes5ROIHeads(PISARes5ROIHeads):
+    """:class:`PISARes5ROIHeads` with a control."""
+
+    def __init__(self, cfg: CfgNode, *args: Any, **kwargs: Any) -> None:
+        super().__init__(cfg, *args, **kwargs)
+        controlled(self.box_predictor, cfg)

@@ -1,0 +1,185 @@
+"""Controls change one thing each."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from head_study import controls
+from head_study.cache import collate
+from head_study.controls import is_truth, permuted
+from head_study_models import PISA, detector_cfg, small_study
+from helpers import HEADS, load_script, random_batch, register_images, small_cfg
+
+from pisa_d2.attention import Positives, isr_p_weights
+
+hold_out = load_script("projects/HeadStudy/hold_out.py")
+
+NAMES = {
+    "PISAROIHeads": "ControlROIHeads",
+    "PISARes5ROIHeads": "ControlRes5ROIHeads",
+}
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    name = "head_study_images"
+    register_images(name, tmp_path, random_batch([4, 7]))
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_values_are_permuted_among_the_samples_of_each_class():
+    torch.manual_seed(0)
+    classes = torch.randint(4, (400,))
+    values = torch.arange(400) + 1000 * classes
+    result = permuted(values, classes)
+    assert torch.equal(result.sort().values, values.sort().values)
+    assert torch.equal(result // 1000, classes)
+    for index in range(4):
+        own, others = values[classes == index].float(), result[classes == index].float()
+        assert abs(torch.corrcoef(torch.stack([own, others]))[0, 1]) < 0.3
+    assert len(permuted(values[:0], classes[:0])) == 0
+
+
+def losses_of(study, strategy, views):
+    """The losses of a step from one start."""
+    head = study.head(strategy, seed=1)
+    head.train()
+    torch.manual_seed(7)
+    with EventStorage():
+        _, losses = head(*collate(views, torch.device("cpu")))
+    return {name: value.item() for name, value in losses.items()}
+
+
+@pytest.mark.parametrize("heads", NAMES)
+def test_a_control_changes_the_loss_that_it_is_about_alone(heads, dataset, tmp_path):
+    control = {**PISA, "MODEL.ROI_HEADS.NAME": NAMES[heads]}
+    options = {
+        "PISA": PISA,
+        **{name: {**control, "HEAD_STUDY.CONTROL": name} for name in controls.CONTROLS},
+    }
+    cfg = detector_cfg(tmp_path, dataset, *HEADS[heads])
+    study = small_study(cfg, tmp_path, options)
+    views = list(study.views("train"))
+    losses = {name: losses_of(study, name, views) for name in options}
+    for name, of_control in losses.items():
+        assert of_control.keys() == {"loss_cls", "loss_box_reg", "loss_carl"}
+        # Weights keep the total of the classification loss; what differs is its gradient.
+        assert of_control["loss_cls"] == pytest.approx(losses["PISA"]["loss_cls"], rel=1e-5)
+        assert of_control["loss_box_reg"] == losses["PISA"]["loss_box_reg"]
+        changed = of_control["loss_carl"] != losses["PISA"]["loss_carl"]
+        assert changed == (name == "permuted_probabilities")
+
+
+def test_a_whole_detector_has_a_control_with_the_start_of_pisa():
+    """projects/HeadStudy/train_net.py trains one."""
+    losses, starts = {}, {}
+    for control in ("", "permuted_probabilities"):
+        cfg = small_cfg()
+        cfg.HEAD_STUDY = CfgNode({"CONTROL": control})
+        cfg.MODEL.ROI_HEADS.NAME = "ControlROIHeads" if control else "PISAROIHeads"
+        torch.manual_seed(3)
+        model = build_model(cfg)
+        starts[control] = {name: value.clone() for name, value in model.state_dict().items()}
+        torch.manual_seed(4)
+        with EventStorage():
+            losses[control] = model(random_batch([4, 7]))
+    plain, of_control = losses.values()
+    assert all(torch.equal(starts[""][name], value) for name, value in starts[control].items())
+    assert plain["loss_cls"] == of_control["loss_cls"]
+    assert plain["loss_carl"] != of_control["loss_carl"]
+
+
+def gradients(study, strategy, views):
+    head = study.head(strategy, seed=1)
+    head.train()
+    torch.manual_seed(7)
+    with EventStorage():
+        _, losses = head(*collate(views, torch.device("cpu")))
+    losses["loss_cls"].backward()
+    return head.box_predictor.cls_score.weight.grad
+
+
+def test_permuted_ranks_and_unranked_truth_move_the_gradient(dataset, tmp_path):
+    control = {**PISA, "MODEL.ROI_HEADS.NAME": "ControlROIHeads"}
+    options = {
+        "PISA": PISA,
+        **{name: {**control, "HEAD_STUDY.CONTROL": name} for name in controls.CONTROLS},
+    }
+    study = small_study(detector_cfg(tmp_path, dataset), tmp_path, options)
+    views = list(study.views("train"))
+    of_pisa = gradients(study, "PISA", views)
+    for name in ("permuted_ranks", "truth_not_ranked"):
+        assert not torch.allclose(gradients(study, name, views), of_pisa, rtol=1e-3)
+    torch.testing.assert_close(gradients(study, "permuted_probabilities", views), of_pisa)
+
+
+@pytest.fixture
+def positives(dataset, tmp_path):
+    """The positives of a step, the box predictor's settings, and the objects of the batch."""
+    study = small_study(detector_cfg(tmp_path, dataset), tmp_path)
+    batch = collate(list(study.views("train")), torch.device("cpu"))
+    head = study.head("PISA", seed=1).train()
+    with EventStorage():
+        samples, _ = head(*batch)
+    num = sum(len(sample) for sample in samples)
+    predictions = torch.zeros(num, 4), torch.zeros(num, 12)
+    positives = head.box_predictor.positives(predictions, samples)
+    objects = {tuple(box) for target in batch.targets for box in target.gt_boxes.tensor.tolist()}
+    return positives, head.box_predictor, objects
+
+
+def test_the_boxes_of_the_objects_are_known_among_the_positives(positives):
+    positives, _, objects = positives
+    found = [tuple(box) in objects for box in positives.boxes.tolist()]
+    assert is_truth(positives).tolist() == found
+    assert 0 < sum(found) < len(found)
+
+
+def test_permuted_ranks_give_each_class_its_weights_in_another_order(positives, storage):
+    positives, predictor, _ = positives
+    # With equal losses, ISR-P scales both alike.
+    positives = replace(positives, cls_losses=torch.ones_like(positives.cls_losses))
+    settings = predictor.isr_p, positives, predictor.box2box_transform
+    weights, of_control = isr_p_weights(*settings), controls.permuted_ranks(*settings)
+    assert not torch.allclose(weights, of_control)
+    for index in positives.classes.unique():
+        of_class = positives.classes == index
+        own, others = weights[of_class].sort().values, of_control[of_class].sort().values
+        torch.testing.assert_close(own, others)
+
+
+def test_without_the_truth_the_proposals_are_ranked_among_themselves(positives, storage):
+    positives, predictor, _ = positives
+    settings = predictor.isr_p, positives, predictor.box2box_transform
+    weights = controls.truth_not_ranked(*settings)
+    proposals = ~is_truth(positives)
+    assert (weights[~proposals] == 1).all()
+    alone = Positives(**{name: value[proposals] for name, value in vars(positives).items()})
+    of_proposals = isr_p_weights(predictor.isr_p, alone, predictor.box2box_transform)
+    assert torch.equal(weights[proposals], of_proposals)
+    losses = positives.cls_losses
+    torch.testing.assert_close((weights * losses).sum(), losses.sum())
+
+
+def test_what_is_held_out_is_a_random_part_with_its_annotations():
+    content = {
+        "images": [{"id": i} for i in range(50)],
+        "annotations": [{"id": j, "image_id": j % 50} for j in range(130)],
+        "categories": [{"id": 1}],
+    }
+    fit, held = hold_out.hold_out(content, 0.2, seed=0)
+    ids = [{image["id"] for image in part["images"]} for part in (fit, held)]
+    assert len(ids[1]) == 10 and ids[0] | ids[1] == set(range(50)) and not ids[0] & ids[1]
+    assert ids[1] != set(range(10)) and ids[1] != set(range(40, 50))
+    for part, own in zip((fit, held), ids, strict=True):
+        assert {a["image_id"] for a in part["annotations"]} == own
+        assert part["categories"] == content["categories"]
+    assert len(fit["annotations"]) + len(held["annotations"]) == 130
+    assert hold_out.hold_out(content, 0.2, seed=0) == [fit, held]
+    assert hold_out.hold_out(content, 0.2, seed=1) != [fit, held]

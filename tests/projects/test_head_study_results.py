@@ -1,0 +1,65 @@
+"""The printed reports of head studies are those of the committed rows."""
+
+import csv
+import json
+import re
+
+import pytest
+from head_study.report import About, markdown
+from head_study.results import Results
+from head_study.strategies import read_strategies
+from helpers import ROOT
+from scipy import stats
+
+PROJECT = ROOT / "projects/HeadStudy"
+# A folder for each set, with the report of each yaml file in plan/.
+REPORTS = sorted(PROJECT.glob("results/*/*.md"))
+ids = [f"{path.parent.name} {path.stem}" for path in REPORTS]
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=ids)
+def test_a_committed_report_is_made_of_the_committed_rows(report):
+    strategies = read_strategies(PROJECT / f"plan/{report.stem}.yaml")
+    about = About(**json.loads((report.parent / "about.json").read_text()))
+    results = Results(report.parent / "results.csv")
+    assert markdown(results, strategies, about) == report.read_text()
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=ids)
+def test_its_intervals_are_those_that_scipy_gives(report):
+    runs = {}
+    for row in csv.DictReader((report.parent / "results.csv").open()):
+        runs.setdefault(row["strategy"], {})[int(row["seed"])] = float(row["AP"])
+    text = report.read_text()
+    table = text[text.index("| difference in AP of") :].splitlines()[2:]
+    lines = [[c.strip(" *") for c in x.strip("|").split("|")] for x in table if x.startswith("|")]
+    assert lines
+    p_values = {}
+    for name, baseline, num, interval, holm, p, _, p_signs, *_ in lines:
+        seeds = sorted(runs[name].keys() & runs[baseline].keys())
+        of_both = [[runs[strategy][seed] for seed in seeds] for strategy in (name, baseline)]
+        test = stats.ttest_rel(*of_both)
+        low, high = test.confidence_interval(0.95)
+        assert int(num) == len(seeds)
+        assert interval == f"{(low + high) / 2:+.2f} ± {(high - low) / 2:.2f}"
+        assert float(p.strip("< ")) == pytest.approx(max(test.pvalue, 1e-4), rel=0.05)
+        ups = [a > b for a, b in zip(*of_both, strict=True) if a != b]
+        expected = stats.binomtest(sum(ups), len(ups)).pvalue
+        assert float(p_signs.strip("< ")) == pytest.approx(max(expected, 1e-4), rel=0.05)
+        if holm != "not tested":
+            p_values[name, baseline] = test.pvalue, float(holm.strip("< "))
+    for place, (p, printed) in enumerate(sorted(p_values.values())):
+        smaller = sorted(own for own, _ in p_values.values())[: place + 1]
+        steps = [(len(p_values) - i) * own for i, own in enumerate(smaller)]
+        assert printed == pytest.approx(max(1e-4, min(1.0, max(steps))), rel=0.05), p
+
+
+def test_the_readme_quotes_the_reports():
+    """A difference in the results of the README stands in a report, for the set that it names."""
+    text = (PROJECT / "README.md").read_text()
+    lines = {path.parent.name: path.read_text() for path in REPORTS}
+    quoted = re.findall(r"^\| (\w+) \| ([^|]+) \| ([^|]+) \| ([+-][^|]+) \|$", text, re.MULTILINE)
+    for dataset, name, baseline, interval in quoted:
+        row = rf"^\| {re.escape(name)} \| {re.escape(baseline)} \| \d+ \| \**{re.escape(interval)}"
+        assert re.search(row, lines[dataset.lower()], re.MULTILINE), (dataset, name, baseline)
+    assert bool(quoted) == bool(REPORTS)
