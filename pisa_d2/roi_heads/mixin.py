@@ -323,8 +323,8 @@ class PISAMixin(ROIHeads):
         batch, _, pooled = self.predict(self._step.features, batch, targets)
         return batch, pooled
 
-    @torch.jit.unused
     @property
+    @torch.jit.unused
     def box_branch(self) -> BoxBranch:
         """The way from features to the boxes of proposals; the first stage's in a cascade."""
         if isinstance(self, Res5ROIHeads):
