@@ -5,9 +5,9 @@ Train and evaluate detectors of Detectron2's LazyConfig, in the shape of its own
     python -m pisa_d2.lazyconfig_train_net \\
         --config-file LazyConfig/COCO/pisa_mask_rcnn_R_50_FPN_1x.py train.output_dir=output/mine
 
-It runs also under torchrun, saves and ends at SIGTERM, and an interrupted training ends where it
-would have without interruption, see :class:`pisa_d2.engine.LazyTrainer`. Datasets are not checked
-in advance as ``pisa_d2.train_net`` does.
+It also runs under torchrun, saves a checkpoint and ends at SIGTERM or Ctrl-C, and resumes exactly,
+see :class:`pisa_d2.engine.LazyTrainer`. Datasets are not checked before training, as
+``pisa_d2.train_net`` does.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from .data import register_builtin_datasets, register_datasets
 from .engine import Checkpointer, LazyTrainer, launch
 from .engine.lazy import evaluate
+from .engine.run_folder import check_room, occupied
 from .model_zoo import find_config
 
 
@@ -50,16 +51,20 @@ def setup(args: argparse.Namespace) -> DictConfig:
 
 def main(args: argparse.Namespace) -> Any:
     """Train, or evaluate, as the command line ``args`` say."""
-    cfg = setup(args)
     if args.eval_only:
+        cfg = setup(args)
         model = instantiate(cfg.model).to(torch.device(cfg.train.device))
         Checkpointer(model, cfg.train.output_dir).resume_or_load(
-            cfg.train.init_checkpoint, resume=args.resume
+            cfg.train.init_checkpoint, resume=args.resume, whole=True
         )
         return evaluate(cfg, model)
-    trainer = LazyTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    with occupied(load_config(args).train.output_dir):
+        cfg = setup(args)
+        trainer = LazyTrainer(cfg)
+        if comm.is_main_process():
+            check_room(cfg.train.output_dir, trainer.model)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
 
 
 def run() -> None:

@@ -11,7 +11,7 @@ from detectron2.config import LazyConfig, get_cfg
 
 from .config import add_pisa_config
 
-# A wheel has them inside the package; a checkout beside it.
+# A wheel has them inside the package; a checkout has them next to it.
 _FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 _SUFFIXES = (".yaml", ".py")
 
@@ -48,7 +48,7 @@ def get_config_file(name: str) -> str:
 def find_config(path: str) -> str:
     """
     The path of a config: ``path`` itself, or where that does not exist, the config of this package
-    of that name; "configs/" may stand before it, as in a checkout.
+    of that name, with or without a leading "configs/".
 
     Raises:
         ValueError: there is neither.

@@ -10,7 +10,7 @@ from pisa_d2.train_net import load_config
 CONFIG = "COCO-Detection/pisa_faster_rcnn_R_50_FPN_1x.yaml"
 LAZY = "LazyConfig/COCO/pisa_faster_rcnn_R_50_FPN_1x.py"
 
-# What users name; a name may be added, and leaves with a new version alone.
+# Names that users rely on: more may be added, and none is removed without a breaking release.
 PUBLIC = {
     *("PISAMixin", "PISAROIHeads", "PISARes5ROIHeads", "PISACascadeROIHeads"),
     *("PISAFastRCNNOutputLayers", "PISARetinaNet", "add_pisa_config"),

@@ -1,6 +1,7 @@
 """Resumable training from Detectron2's LazyConfig; its parts are named in configs/LazyConfig."""
 
 import copy
+import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,20 +16,21 @@ from detectron2.engine import (
     SimpleTrainer,
     TrainerBase,
     create_ddp_model,
-    default_writers,
     hooks,
 )
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
 from omegaconf import DictConfig
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from ..data import ReadableOnly
 from .checkpoint import Checkpointer
+from .metrics import MetricsWriter
 from .train_loader import TrainLoader
-from .trainer import ResumableTrainer, SaveOnSigterm
+from .trainer import ResumableTrainer, SaveOnSignal
 
 
 def build_lazy_train_loader(
@@ -124,7 +126,7 @@ class LazyTrainer(ResumableTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        """Those of Detectron2's script, and :class:`SaveOnSigterm` before the evaluation."""
+        """Build the hooks of Detectron2's script, with :class:`SaveOnSignal` before evaluation."""
         train = self.cfg.train
         is_main = comm.is_main_process()
         built = [
@@ -133,15 +135,22 @@ class LazyTrainer(ResumableTrainer):
             hooks.PeriodicCheckpointer(self.checkpointer, **train.checkpointer)
             if is_main
             else None,
-            SaveOnSigterm(),
+            SaveOnSignal(),
             hooks.EvalHook(train.eval_period, lambda: evaluate(self.cfg, self.model)),
-            hooks.PeriodicWriter(
-                default_writers(train.output_dir, train.max_iter), period=train.log_period
-            )
+            hooks.PeriodicWriter(self.build_writers(), period=train.log_period)
             if is_main
             else None,
         ]
         return [hook for hook in built if hook is not None]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's, with a metrics.json that is valid JSON, see :class:`MetricsWriter`."""
+        folder = self.cfg.train.output_dir
+        return [
+            CommonMetricPrinter(self.max_iter),
+            MetricsWriter(os.path.join(folder, "metrics.json")),
+            TensorboardXWriter(folder),
+        ]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the last checkpoint in ``train.output_dir``, or ``train.init_checkpoint``."""
