@@ -1,7 +1,6 @@
 """configs/LazyConfig, with the models and schedules of the yaml files, and its training script."""
 
 import argparse
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from detectron2.modeling import build_model
 from detectron2.solver import LRMultiplier, build_lr_scheduler, build_optimizer
 from detectron2.utils.events import EventStorage
 from helpers import ROOT, batch_with_masks, flatten, load_cfg, random_batch
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
 from pisa_d2 import PISACascadeROIHeads, PISARetinaNet, PISAROIHeads, lazyconfig_train_net
 from pisa_d2.data import make_digits
@@ -90,7 +89,8 @@ def test_the_settings_are_the_published_ones():
 
 
 def settings(augmentation):
-    return {k: [*v] if isinstance(v, Sequence) else v for k, v in vars(augmentation).items()}
+    lists = (tuple, ListConfig)
+    return {k: [*v] if isinstance(v, lists) else v for k, v in vars(augmentation).items()}
 
 
 @pytest.mark.parametrize("name", YAML)

@@ -46,7 +46,5 @@ dataloader.train.mapper.update(
 )
 dataloader.train.update(total_batch_size=4, num_workers=0)
 dataloader.test.dataset.names = "digits_val"
-dataloader.test.mapper.augmentations = [
-    L(T.ResizeShortestEdge)(short_edge_length=192, max_size=256)
-]
+dataloader.test.mapper.augmentations[0].update(short_edge_length=192, max_size=256)
 dataloader.test.num_workers = 0

@@ -70,7 +70,9 @@ dataloader = dict(
         dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
         mapper=L(DatasetMapper)(
             is_train=False,
-            augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
+            augmentations=[
+                L(T.ResizeShortestEdge)(short_edge_length=800, sample_style="choice", max_size=1333)
+            ],
             image_format="${...train.mapper.image_format}",
         ),
         num_workers=4,
