@@ -1,9 +1,13 @@
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
-README = Path(__file__).parent / "README.md"
+ROOT = Path(__file__).parent
+README = ROOT / "README.md"
+VERSION = re.search('"(.+)"', (ROOT / "pisa_d2" / "_version.py").read_text())
 
 # What Detectron2 0.6 needs at run time when it is installed with --no-deps: its own list pins
 # versions that have no wheels for today's Python.
@@ -30,13 +34,51 @@ def for_package_page(text: str) -> str:
     return re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
 
 
+class BuildWithConfigs(build_py):
+    """Puts configs/ into the package, where ``pisa_d2.model_zoo`` finds them."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:  # which reads those of the checkout
+            target = Path(self.build_lib) / "pisa_d2" / "configs"
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(ROOT / "configs", target, ignore=shutil.ignore_patterns("__pycache__"))
+
+
 setup(
     name="pisa_d2",
-    version="0.1.0",
+    version=VERSION.group(1),
     description="Choose and weight the samples that train a Detectron2 detector (PISA, OHEM, ...)",
     long_description=for_package_page(README.read_text(encoding="utf-8")),
     long_description_content_type="text/markdown",
+    author="pisa_d2 contributors",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=[
+        "Detectron2",
+        "Libra R-CNN",
+        "OHEM",
+        "PISA",
+        "hard example mining",
+        "object detection",
+        "prime sample attention",
+        "sampling",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    cmdclass={"build_py": BuildWithConfigs},
     packages=find_packages(include=["pisa_d2", "pisa_d2.*"]),
     package_data={"pisa_d2": ["py.typed"]},
     python_requires=">=3.10",

@@ -56,6 +56,14 @@ def _import_without_operators() -> None:
     sys.modules[fast_eval_api.__name__] = fast_eval_api
 
 
+def _export_without_caffe2() -> None:
+    # 0.6 exports to Caffe2, which torch no longer has, in the module that its package imports
+    # first. TorchScript needs none of it.
+    api = types.ModuleType("detectron2.export.api")
+    api.__all__ = []  # type: ignore[attr-defined]
+    sys.modules[api.__name__] = api
+
+
 def _let_retinanet_have_group_norm() -> None:
     from detectron2.modeling.meta_arch import retinanet
 
@@ -107,6 +115,8 @@ def _mend() -> None:
         _import_without_operators()
     if is_release:
         _let_retinanet_have_group_norm()
+    if is_release and any(importlib.util.find_spec(name) is None for name in ("caffe2", "onnx")):
+        _export_without_caffe2()
     if is_release and sys.version_info >= (3, 11):
         _let_mappers_leave_out_samples()
 

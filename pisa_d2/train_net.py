@@ -40,6 +40,7 @@ from .engine import Checkpointer, ResumableTrainer, launch
 from .engine.run_folder import EVALUATION, check_room, check_run, evaluation_config, occupied
 from .engine.train_loader import outlive_signals
 from .evaluation import CheckedCOCOEvaluator
+from .model_zoo import find_config
 from .preflight import check_config, check_data
 
 # Of Detectron2 0.6's anchors and pooler; nothing that a user could mend.
@@ -106,6 +107,8 @@ AddConfig = Callable[[CfgNode], None]
 
 
 def load_config(args: argparse.Namespace, add_config: AddConfig = add_pisa_config) -> CfgNode:
+    """The config that the command line names, by its path or as one of this package, in full."""
+    args.config_file = find_config(args.config_file)
     cfg = get_cfg()
     add_config(cfg)
     cfg.merge_from_file(args.config_file)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from PIL import Image
 
 from pisa_d2.samplers import PROPOSAL_SAMPLER_REGISTRY, ProposalSampler, build_proposal_sampler
@@ -172,6 +172,17 @@ def random_batch(num_objects: list[int], num_classes: int = 3, seed: int = 0) ->
         instances.gt_classes = torch.randint(num_classes, (num,), generator=generator)
         image = torch.randint(256, (3, *IMAGE_SIZE), generator=generator, dtype=torch.uint8)
         batch.append({"image": image, "instances": instances})
+    return batch
+
+
+def batch_with_masks(num_objects: list[int], num_classes: int = 3) -> list[dict]:
+    """:func:`random_batch`, with a mask that fills the box of each object."""
+    batch = random_batch(num_objects, num_classes)
+    for sample in batch:
+        masks = torch.zeros(len(sample["instances"]), *IMAGE_SIZE, dtype=torch.bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, sample["instances"].gt_boxes, strict=True):
+            mask[int(y0) : int(y1), int(x0) : int(x1)] = True
+        sample["instances"].gt_masks = BitMasks(masks)
     return batch
 
 

@@ -129,12 +129,17 @@ def adopt(predictor: nn.Module, settings: dict[str, Any], given: Sequence[str] =
     adopted.__class__ = _with_pisa(predictor.__class__)
     adopted.set_losses(**settings)
     adopted.adopted = True
-    overridden = [
+    overridden = overridden_losses(predictor)
+    return f"PISA may have no part in its own {', '.join(overridden)}" if overridden else ""
+
+
+def overridden_losses(predictor: nn.Module) -> list[str]:
+    """Methods of an adopted predictor by which its own class changes what PISA's losses do."""
+    return [
         method
         for method in _LOSS_METHODS
-        if getattr(type(adopted), method) is not getattr(PISAFastRCNNOutputLayers, method)
+        if getattr(type(predictor), method) is not getattr(PISAFastRCNNOutputLayers, method)
     ]
-    return f"PISA may have no part in its own {', '.join(overridden)}" if overridden else ""
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from detectron2.modeling import ROIHeads, StandardROIHeads
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads
 from torch import nn
 
-from .adoption import predictors_of
+from .adoption import overridden_losses, predictors_of
 from .fast_rcnn import PISAFastRCNNOutputLayers
 
 _STOCK = (StandardROIHeads, Res5ROIHeads, CascadeROIHeads, ROIHeads)
@@ -41,4 +41,8 @@ def _parts_of(predictor: nn.Module) -> str:
         return f"no part of PISA in {type(predictor).__name__}"
     parts = {"ISR-P": predictor.isr_p, "ISR-N": predictor.isr_n, "CARL": predictor.carl}
     active = [name for name, part in parts.items() if part is not None]
-    return ", ".join(active) if active else "no part of PISA"
+    if not active:
+        return "no part of PISA"
+    own = overridden_losses(predictor) if predictor.adopted else []
+    name = type(predictor).__name__.removeprefix("PISA")
+    return ", ".join(active) + (f", where {name} uses them in its own {', '.join(own)}" * bool(own))

@@ -1,8 +1,9 @@
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -72,6 +73,13 @@ class PISAMixin(ROIHeads):
                 f"{cls.__name__}: PISAMixin has to stand to the left of the ROI heads that it is "
                 "mixed into: class MyPISAROIHeads(PISAMixin, MyROIHeads)."
             )
+        # TorchScript compiles the mask and keypoint branches unless these are constants. It reads
+        # the annotations of the class alone; Detectron2 adds them to StandardROIHeads.
+        constants: dict[str, Any] = {"mask_on": Final[bool], "keypoint_on": Final[bool]}
+        for base in reversed(cls.__mro__):
+            if issubclass(base, ROIHeads):
+                constants.update(inspect.get_annotations(base))
+        cls.__annotations__ = constants
 
     def __init__(
         self,
@@ -161,6 +169,7 @@ class PISAMixin(ROIHeads):
         predictors = predictors_of(self.box_predictor)
         if isinstance(self, CascadeROIHeads):
             self._pisa.check_stages(len(predictors))
+        warnings: list[str] = []
         for stage, predictor in enumerate(predictors):
             name = type(predictor).__name__  # before it is adopted
             missing = adopt(predictor, self._pisa.of_stage(stage), self._given_parts)
@@ -170,14 +179,17 @@ class PISAMixin(ROIHeads):
                     f"PISAFastRCNNOutputLayers, which {name} is not: {missing}."
                 )
             if missing and self._pisa.has_parts():
-                logger.warning(
+                warnings.append(
                     f"{type(self).__name__} keeps its box predictor {name}: {missing}. Derive it "
                     "from PISAFastRCNNOutputLayers, or switch the parts of PISA off."
                 )
+        for warning in dict.fromkeys(warnings):  # of all stages of a cascade, once
+            logger.warning(warning)
 
     # The forward of the heads is left alone: it may have further arguments, and can be exported.
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.training:
+        targets = args[3] if len(args) > 3 else kwargs.get("targets")
+        if not self.training and targets is None:
             return super().__call__(*args, **kwargs)
         if not self._told:
             self._told = True
@@ -312,6 +324,7 @@ class PISAMixin(ROIHeads):
         return batch, pooled
 
     @property
+    @torch.jit.unused
     def box_branch(self) -> BoxBranch:
         """The way from features to the boxes of proposals; the first stage's in a cascade."""
         if isinstance(self, Res5ROIHeads):

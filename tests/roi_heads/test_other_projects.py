@@ -11,13 +11,14 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads, build_model
-from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads
-from detectron2.structures import BitMasks
-from helpers import HEADS, IMAGE_SIZE, ROOT, random_batch, sampled_by, small_cfg, switch
+from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers, Res5ROIHeads
+from helpers import HEADS, ROOT, batch_with_masks, random_batch, sampled_by, small_cfg, switch
 
 from pisa_d2 import (
+    ISR,
     PROPOSAL_MATCHER_REGISTRY,
     PROPOSAL_SAMPLER_REGISTRY,
+    PISAFastRCNNOutputLayers,
     PISAMixin,
     PISAROIHeads,
 )
@@ -55,16 +56,6 @@ def register(monkeypatch):
     """Registers heads until the end of a test."""
     monkeypatch.setattr(ROI_HEADS_REGISTRY, "_obj_map", dict(ROI_HEADS_REGISTRY._obj_map))
     return lambda cls: ROI_HEADS_REGISTRY.register()(cls) or cls
-
-
-def batch_with_masks(num_objects):
-    batch = random_batch(num_objects)
-    for sample in batch:
-        masks = torch.zeros(len(sample["instances"]), *IMAGE_SIZE, dtype=torch.bool)
-        for mask, (x0, y0, x1, y1) in zip(masks, sample["instances"].gt_boxes, strict=True):
-            mask[int(y0) : int(y1), int(x0) : int(x1)] = True
-        sample["instances"].gt_masks = BitMasks(masks)
-    return batch
 
 
 def build(name, *opts):
@@ -204,19 +195,130 @@ def test_heads_made_of_parts_sample_at_random_without_a_sampler():
     assert type(sampler.positive) is type(sampler.negative) is RandomSampler
 
 
+class OwnLosses(FastRCNNOutputLayers):
+    """As the predictors of CenterNet2 and Detic: losses of its own, with more arguments."""
+
+    def losses(self, predictions, proposals, more=None):
+        return FastRCNNOutputLayers.losses(self, predictions, proposals)
+
+
+class OwnLossesHeads(CascadeROIHeads):
+    predictor = OwnLosses
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        ret = super()._init_box_head(cfg, input_shape)
+        shape = ret["box_heads"][0].output_shape
+        return {**ret, "box_predictors": [cls.predictor(cfg, shape) for _ in ret["box_heads"]]}
+
+
+def test_losses_of_a_predictors_own_stay_and_are_told_of_once(register, caplog):
+    @register
+    class PISAOwnLossesHeads(PISAMixin, OwnLossesHeads):
+        pass
+
+    model = build("PISAOwnLossesHeads", *HEADS["PISACascadeROIHeads"])
+    assert len(model.roi_heads.box_predictor) == 3
+    assert caplog.text.count("keeps its box predictor OwnLosses") == 1
+    caplog.set_level("INFO")
+    losses = step(model, random_batch([3, 2]))
+    assert not any(name.startswith("loss_carl") for name in losses)
+    assert "ISR-P, ISR-N, CARL, where OwnLosses uses them in its own losses." in caplog.text
+
+
+def test_losses_of_a_predictors_own_are_exchanged_in_a_subclass(register, caplog):
+    class WithPISA(OwnLosses):
+        losses = PISAFastRCNNOutputLayers.losses
+
+    @register
+    class PISAOwnLossesHeads(PISAMixin, OwnLossesHeads):
+        predictor = WithPISA
+
+    opts = sampled_by("HardSampler", "HardSampler")
+    losses = step(
+        build("PISAOwnLossesHeads", *HEADS["PISACascadeROIHeads"], *opts), random_batch([3, 2])
+    )
+    assert "loss_carl_stage2" in losses and not caplog.records
+
+
+class ValidationLossHeads(StandardROIHeads):
+    """As those of unbiased-teacher: further arguments, and losses outside training."""
+
+    def forward(self, images, features, proposals, targets=None, compute_val_loss=False, branch=""):
+        assert branch == "val_loss"
+        if self.training or compute_val_loss:
+            proposals = self.label_and_sample_proposals(proposals, targets, branch=branch)
+            return proposals, self._forward_box_losses(features, proposals)
+        return super().forward(images, features, proposals, targets)
+
+    def _forward_box_losses(self, features, proposals):
+        boxes = [p.proposal_boxes for p in proposals]
+        x = self.box_head(self.box_pooler([features[f] for f in self.box_in_features], boxes))
+        return self.box_predictor.losses(self.box_predictor(x), proposals)
+
+
+def test_samplers_that_need_predictions_serve_a_validation_loss(register):
+    @register
+    class PISAValidationLossHeads(PISAMixin, ValidationLossHeads):
+        pass
+
+    model = build("PISAValidationLossHeads", *SAMPLERS[1]).eval()
+    batch = random_batch([3, 2])
+    images = model.preprocess_image(batch)
+    targets = [sample["instances"] for sample in batch]
+    with torch.no_grad():
+        features = model.backbone(images.tensor)
+        proposals, _ = model.proposal_generator(images, features)
+        heads = model.roi_heads
+        for args, kwargs in (((targets,), {}), ((), {"targets": targets})):
+            _, losses = heads(
+                *(images, features, proposals, *args),
+                **kwargs,
+                compute_val_loss=True,
+                branch="val_loss",
+            )
+            assert "loss_carl" in losses
+    assert heads._step is None
+
+
 def test_the_page_for_other_projects_is_a_program_that_trains(register, monkeypatch):
     for registry in (PROPOSAL_SAMPLER_REGISTRY, PROPOSAL_MATCHER_REGISTRY):
         monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
     text = (ROOT / "docs" / "use_in_your_project.md").read_text()
     page = {}
     exec("\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)), page)
-    heads = page["cfg"].MODEL.ROI_HEADS
-    names = [heads.POSITIVE_SAMPLER.NAME, heads.NEGATIVE_SAMPLER.NAME]
-    opts = [*sampled_by(*names), "MODEL.ROI_HEADS.PROPOSAL_MATCHER", heads.PROPOSAL_MATCHER]
-    for name, more in ((heads.NAME, POINT_REND), ("CosinePISAROIHeads", [])):
-        model = build(name, *opts, *more)
-        assert "loss_carl" in step(model, batch_with_masks([3, 0, 2]))
-        samplers = model.roi_heads.sampler.positive, model.roi_heads.sampler.negative
-        parts = [*samplers, model.roi_heads.proposal_matcher]
-        assert [type(part).__name__ for part in parts] == [*names, heads.PROPOSAL_MATCHER]
-    assert type(model.roi_heads.box_predictor).__name__ == "CosineOutputLayers"
+    cfg = small_cfg()
+    point_rend.add_pointrend_config(cfg)
+    theirs = page["cfg"].MODEL.ROI_HEADS
+    heads = cfg.MODEL.ROI_HEADS
+    heads.PROPOSAL_MATCHER = theirs.PROPOSAL_MATCHER
+    heads.POSITIVE_SAMPLER, heads.NEGATIVE_SAMPLER = (
+        theirs.POSITIVE_SAMPLER,
+        theirs.NEGATIVE_SAMPLER,
+    )
+    batch = batch_with_masks([3, 0, 2])
+    for name, more in ((theirs.NAME, POINT_REND), ("CosinePISAROIHeads", [])):
+        cfg.merge_from_list([*more, "MODEL.ROI_HEADS.NAME", name])
+        model = build_model(cfg)
+        assert "loss_carl" in step(model, batch)
+        sampler = model.roi_heads.sampler
+        parts = [sampler.positive, sampler.negative, model.roi_heads.proposal_matcher]
+        assert [type(part).__name__ for part in parts] == [
+            *("SmallestFirstSampler", "MostConfidentSampler", "GenerousMatcher")
+        ]
+        assert sampler.positive.min_area == 16
+        cfg.merge_from_list(["MODEL.MASK_ON", False])
+    assert type(model.roi_heads.box_predictor).__name__ == "PISACosineOutputLayers"
+
+    of_batch = page["of_batch"].MODEL.ROI_HEADS
+    heads.POSITIVE_SAMPLER.NAME = of_batch.POSITIVE_SAMPLER.NAME
+    heads.NEGATIVE_SAMPLER.NAME = of_batch.NEGATIVE_SAMPLER.NAME
+    model = build_model(cfg)
+    assert type(model.roi_heads.sampler).__name__ == "AllPositivesSampler"
+    assert "loss_carl" in step(model, batch)
+
+    heads = page["lazy_model"].roi_heads
+    assert type(heads) is PISAROIHeads and heads.sampler.negative.num_bins == 5
+    predictor = heads.box_predictor
+    assert (predictor.isr_p, predictor.isr_n, predictor.carl.beta) == (ISR(), None, 0.3)
+    assert "loss_carl" in step(page["lazy_model"], random_batch([3, 0, 2]))

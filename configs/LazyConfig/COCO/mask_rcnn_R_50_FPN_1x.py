@@ -1,0 +1,4 @@
+from ..common.coco import dataloader, lr_multiplier, optimizer, train
+from ..common.models.mask_rcnn_fpn import model
+
+train.output_dir = "output/coco/lazy_mask_rcnn_R_50_FPN_1x"
