@@ -5,6 +5,7 @@ from . import data  # noqa: F401
 from .config import add_pisa_config
 from .matcher import PROPOSAL_MATCHER_REGISTRY
 from .meta_arch import PISARetinaNet
+from .proposal_generator import PISARPN
 from .roi_heads import (
     PISACascadeROIHeads,
     PISAFastRCNNOutputLayers,
@@ -16,6 +17,7 @@ from .samplers import PROPOSAL_SAMPLER_REGISTRY, Candidates, ProposalSampler
 
 __all__ = [
     "PROPOSAL_MATCHER_REGISTRY",
+    "PISARPN",
     "PROPOSAL_SAMPLER_REGISTRY",
     "Candidates",
     "PISACascadeROIHeads",
