@@ -26,6 +26,8 @@ from pisa_d2.config import check_range, ignored_ioa_thresh
 from pisa_d2.ordering import at_least_float32
 from pisa_d2.regions import ignore_inside, warn_of_gaps
 from pisa_d2.samplers.candidates import is_positive
+from pisa_d2.scalars import log_ignored
+from pisa_d2.settings import check_ioa_thresh
 
 from .default_boxes import DefaultBoxes
 from .head import SSDHead
@@ -82,6 +84,8 @@ class SSD(DenseDetector):
             pixel_mean, pixel_std: see :class:`DenseDetector`.
         """
         features = list(backbone.output_shape())
+        if ignored_ioa_thresh is not None:
+            check_ioa_thresh("ignored_ioa_thresh", ignored_ioa_thresh)
         super().__init__(backbone, head, features, pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.default_boxes = default_boxes
         self.box2box_transform = box2box_transform
@@ -194,20 +198,28 @@ class SSD(DenseDetector):
             else:
                 own = torch.where(labels == 1, image.gt_classes[matches], self.num_classes)
                 gt_boxes.append(boxes.tensor[matches])
-            if self.ignored_ioa_thresh is not None:
-                own = self._ignore_inside(own, default_boxes, image)
             classes.append(own)
             objects.append(matches + first)
             first += len(image)
+        if self.ignored_ioa_thresh is not None:
+            classes = self._ignore_inside(classes, default_boxes, gt_instances)
         return torch.stack(classes), torch.stack(gt_boxes), torch.stack(objects)
 
-    def _ignore_inside(self, classes: Tensor, default_boxes: Tensor, image: Instances) -> Tensor:
-        side = self.default_boxes.image_size
-        boxes = Boxes(default_boxes.clone())  # regions are in pixels of the image as it came
-        boxes.scale(image.image_size[1] / side, image.image_size[0] / side)
-        thresh = self.ignored_ioa_thresh
-        classes = ignore_inside(classes, self.num_classes, boxes.tensor, image, thresh)
-        return classes
+    def _ignore_inside(
+        self, classes: list[Tensor], default_boxes: Tensor, gt_instances: list[Instances]
+    ) -> list[Tensor]:
+        side, thresh = self.default_boxes.image_size, self.ignored_ioa_thresh
+        scaled = []
+        for image in gt_instances:  # regions are in pixels of the image as it came
+            boxes = Boxes(default_boxes.clone())
+            boxes.scale(image.image_size[1] / side, image.image_size[0] / side)
+            scaled.append(boxes.tensor)
+        ignored = [
+            ignore_inside(own, self.num_classes, boxes, image, thresh)
+            for own, boxes, image in zip(classes, scaled, gt_instances, strict=True)
+        ]
+        log_ignored("anchors", ignored, scaled, gt_instances, thresh)
+        return ignored
 
     def losses(
         self,
