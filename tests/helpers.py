@@ -184,7 +184,7 @@ def random_batch(num_objects: list[int], num_classes: int = 3, seed: int = 0) ->
 
 
 def with_regions(batch: list[dict], *regions: Sequence[Sequence[float]]) -> list[dict]:
-    """The model inputs, with these regions to ignore, XYXY in pixels, beside the objects of each."""
+    """The model inputs, with regions to ignore for each image, XYXY in pixels."""
     targets = []
     for sample, boxes in zip(batch, regions, strict=True):
         objects = sample["instances"]

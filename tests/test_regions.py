@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils import logger as detectron2_logger
 from detectron2.utils.events import EventStorage
@@ -26,7 +27,7 @@ from helpers import (
 from oracles import slow_inside, slow_iou
 
 from pisa_d2 import PISAROIHeads
-from pisa_d2.regions import TargetsWithRegions, ignore_inside, inside_regions
+from pisa_d2.regions import TargetsWithRegions, ignore_inside, inside_regions, warn_of_gaps
 
 pytestmark = pytest.mark.usefixtures("storage")
 
@@ -126,7 +127,8 @@ def test_ignoring_makes_no_copy_to_the_host(as_on_gpu):
 
 @pytest.fixture(scope="module")
 def models():
-    return {heads: build(*HEADS[heads], *REGIONS_ON) for heads in HEADS}
+    built = {heads: build(*HEADS[heads], *REGIONS_ON) for heads in HEADS}
+    return {**built, "PISARetinaNet": build(*REGIONS_ON[:2], cfg=small_retinanet_cfg)}
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -186,10 +188,8 @@ def test_rpn_and_retinanet_ignore_what_loops_over_anchors_and_regions_ignore(
     assert (classes == 1).tolist() == (labels == 0).tolist()
     assert (classes == -1).tolist() == (labels == -1).tolist()
 
-    retinanet = RETINANET()
-    [expected], _ = retinanet.__class__.__mro__[1].label_anchors(
-        retinanet, [anchors], [batch[0]["instances"]]
-    )
+    retinanet = models["PISARetinaNet"]
+    [expected], _ = RetinaNet.label_anchors(retinanet, [anchors], [batch[0]["instances"]])
     expected = torch.where(inside & (expected == retinanet.num_classes), -1, expected)
     [found], _ = retinanet.label_anchors([anchors], [target])
     assert torch.equal(found, expected)
@@ -197,15 +197,6 @@ def test_rpn_and_retinanet_ignore_what_loops_over_anchors_and_regions_ignore(
     assert torch.equal(found, expected)
     positive = (expected >= 0) & (expected < retinanet.num_classes)
     assert ((objects >= 0) & (objects < num_objects))[positive].all()
-
-
-_retinanets: list = []
-
-
-def RETINANET():  # noqa: N802
-    if not _retinanets:
-        _retinanets.append(build(*REGIONS_ON[:2], cfg=small_retinanet_cfg))
-    return _retinanets[0]
 
 
 SAMPLERS = {
@@ -266,8 +257,8 @@ def test_no_sampler_chooses_a_negative_inside_a_region(sampler):
     batch = with_regions(random_batch([3, 2, 2]), *regions)
     counts = negatives_inside(build(*REGIONS_ON, *SAMPLERS[sampler], *opts), batch)
     assert all(inside == 0 for _, inside in counts)
-    assert all(num > 0 for num, _ in counts[:2] + counts[4:])
-    assert [num for num, _ in counts[2:4]] == [0, 0]
+    # In the image that is all region, anchors that reach out of it are left.
+    assert [num > 0 for num, _ in counts] == [True, True, False, True, True, True]
     # Without the setting they are chosen.
     counts = negatives_inside(build(*REGIONS_ON, *OFF, *SAMPLERS[sampler], *opts), batch)
     assert all(inside > 0 for _, inside in counts[:4])
@@ -311,7 +302,7 @@ def test_regions_have_no_part_in_the_losses_of_positives():
         *REGIONS_ON,
         *("MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.KEYPOINT_ON", True),
         *("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"),
-        *("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 2),
+        *("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 2, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8),
         *("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (8,)),
     )
     crowded = losses_of(model, with_regions([sample], SCENES["overlapping"]))
@@ -369,8 +360,6 @@ def test_parts_that_do_not_ignore_regions_get_one_warning_that_names_them(caplog
     cfg = small_cfg(*REGIONS_ON, *opts)
     for _ in range(2):
         build_model(cfg)
-    from pisa_d2.regions import warn_of_gaps
-
     warn_of_gaps(cfg)
     warned = [r.message for r in caplog.records if "has no effect on" in r.message]
     assert len(warned) == (1 if any(chosen) else 0)
@@ -379,8 +368,6 @@ def test_parts_that_do_not_ignore_regions_get_one_warning_that_names_them(caplog
 
 
 def test_a_stock_retinanet_is_warned_of_too(caplog):
-    from pisa_d2.regions import warn_of_gaps
-
     warn_of_gaps(small_retinanet_cfg(*REGIONS_ON[:2]))
     assert not caplog.records
     warn_of_gaps(small_retinanet_cfg(*REGIONS_ON[:2], "MODEL.META_ARCHITECTURE", "RetinaNet"))
