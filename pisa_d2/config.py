@@ -71,7 +71,7 @@ def add_pisa_config(cfg: CN) -> None:
     cfg.MODEL.RPN.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_THRESH = -1.0
     cfg.MODEL.RPN.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_FRACTION = 0.0
     # Of an image, at most so many negatives for each chosen positive, or for one if there is none.
-    # Above 0; -1 for no limit. Libra R-CNN's release has 5.
+    # At least 1, or -1 for no limit. Libra R-CNN's release has 5.
     cfg.MODEL.RPN.MAX_NEGATIVES_PER_POSITIVE = -1
 
     # How proposals are chosen for training: names in PROPOSAL_SAMPLER_REGISTRY, or one sampler of

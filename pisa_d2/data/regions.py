@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.structures import Boxes, BoxMode, Instances
+from pycocotools import mask
 
 from ..regions import TargetsWithRegions
 
@@ -101,10 +102,17 @@ def _as_object(region: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
     }
     if "segmentation" in like:
         x1, y1, x2, y2 = BoxMode.convert(region["bbox"], region["bbox_mode"], BoxMode.XYXY_ABS)
-        shown["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+        polygons = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+        is_polygon = isinstance(like["segmentation"], list)
+        shown["segmentation"] = polygons if is_polygon else _rle(polygons, like["segmentation"])
     if "keypoints" in like:
         shown["keypoints"] = [0.0] * len(like["keypoints"])
     return shown
+
+
+def _rle(polygons: list[list[float]], like: dict[str, Any]) -> dict[str, Any]:
+    # Of the kind that the others are: cropped, polygons need a library that these may do without.
+    return mask.merge(mask.frPyObjects(polygons, *like["size"]))
 
 
 def _split(instances: Instances) -> TargetsWithRegions:

@@ -22,7 +22,7 @@ from ..samplers import (
     build_proposal_sampler,
 )
 from ..scalars import log_ignored
-from ..settings import SettingError, check_ioa_thresh
+from ..settings import SettingError, check_count, check_ioa_thresh
 
 _KINDS = ("positive_sampler", "negative_sampler")
 
@@ -88,6 +88,8 @@ class PISARPN(RPN):
                 raise _needs_predictions(key, named)
         warn_of_gaps(cfg)
         limit = cfg.MODEL.RPN.MAX_NEGATIVES_PER_POSITIVE
+        if limit != -1:
+            check_count("MODEL.RPN.MAX_NEGATIVES_PER_POSITIVE", limit, 1)
         return {
             **super().from_config(cfg, input_shape),
             **{name: build_proposal_sampler(cfg, name.upper(), "MODEL.RPN") for name in _KINDS},

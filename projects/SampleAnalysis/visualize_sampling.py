@@ -196,7 +196,8 @@ def markdown_table(totals: dict[str, Totals]) -> str:
     lines = [
         f"| strategy | negatives an image | IoU above {OVERLAP} | mean IoU "
         "| positives an image | objects with a positive |"
-        + " ignored in regions, an image |" * has_regions,
+        + " ignored in regions, an image |"
+        * has_regions,
         "|---|---|---|---|---|---|" + "---|" * has_regions,
     ]
     for name, total in totals.items():
@@ -205,7 +206,8 @@ def markdown_table(totals: dict[str, Totals]) -> str:
         lines.append(
             f"| {name} | {len(ious) / total.num_images:.0f} | {np.mean(ious > OVERLAP):.1%} "
             f"| {ious.mean():.3f} | {total.num_positives / total.num_images:.1f} | {covered:.1%} |"
-            + f" {total.num_ignored / total.num_images:.0f} |" * has_regions
+            + f" {total.num_ignored / total.num_images:.0f} |"
+            * has_regions
         )
     return "\n".join(lines)
 

@@ -26,9 +26,9 @@ from matplotlib.patheffects import withStroke
 from pycocotools import mask
 
 from pisa_d2.data import register_builtin_datasets, register_datasets
+from pisa_d2.data.regions import with_regions_as_crowds
 from pisa_d2.data.registered import check_registered
 from pisa_d2.pictures import picture_names
-from pisa_d2.data.regions import with_regions_as_crowds
 
 IOU_THRESHOLD = 0.5  # a detection is right where AP50 counts it as right
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -85,11 +85,8 @@ def match(truth: list[Box], detections: list[Box]) -> None:
             detection.ignored = own.crowd
 
 
-def read_test_sets(output_dir: Path) -> list[str]:
-    """
-    Return the DATASETS.TEST of the last evaluation, of the run or of --eval-only in its folder,
-    after registering its DATASETS.REGISTER.
-    """
+def read_config(output_dir: Path) -> CfgNode:
+    """Return the config of the last evaluation, of the run or of --eval-only in its folder."""
     path = output_dir / "inference" / "config.yaml"
     if not path.is_file():
         path = output_dir / "config.yaml"
@@ -98,9 +95,14 @@ def read_test_sets(output_dir: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' is missing. Name a folder that train_net.py wrote.")
     # Read as it is: merging would refuse the keys of other projects.
-    datasets = CfgNode.load_yaml_with_base(str(path))["DATASETS"]
+    return CfgNode.load_yaml_with_base(str(path))
+
+
+def read_test_sets(output_dir: Path) -> list[str]:
+    """Return DATASETS.TEST of the last evaluation, after registering its DATASETS.REGISTER."""
+    datasets = read_config(output_dir)["DATASETS"]
     if not datasets["TEST"]:
-        raise ValueError(f"DATASETS.TEST is empty in '{path}': there is nothing to show.")
+        raise ValueError(f"DATASETS.TEST of '{output_dir}' is empty: there is nothing to show.")
     register_builtin_datasets()
     register_datasets(datasets.get("REGISTER", []))
     return list(datasets["TEST"])
@@ -108,7 +110,7 @@ def read_test_sets(output_dir: Path) -> list[str]:
 
 def ignores_regions(output_dir: Path) -> bool:
     """Whether the run's objects with ``ignore: 1`` are regions to ignore, as crowds are."""
-    model = CfgNode.load_yaml_with_base(str(output_dir / "config.yaml")).get("MODEL", {})
+    model = read_config(output_dir).get("MODEL", {})
     return model.get("IGNORED_REGIONS", {}).get("ENABLED", False)
 
 

@@ -6,6 +6,7 @@ import torch
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from helpers import make_coco, make_voc, noise_image, small_cfg
+from pycocotools import mask
 
 from pisa_d2.data import KeepRegions, register_datasets
 from pisa_d2.data.catalog import register_dataset
@@ -21,11 +22,12 @@ AUGMENTATIONS = {
     "cropped": [T.CropTransform(10, 8, 36, 24)],
     "all": [T.Resize((96, 128)), T.RandomFlip(1.0), T.CropTransform(20, 8, 72, 60)],
 }
+BITMASKS = {"use_instance_mask": True, "instance_mask_format": "bitmask"}
 MODELS = {
     "boxes": {},
     "polygons": {"use_instance_mask": True},
-    "bitmasks": {"use_instance_mask": True, "instance_mask_format": "bitmask"},
-    "tight polygons": {"use_instance_mask": True, "recompute_boxes": True},
+    "bitmasks": BITMASKS,
+    "tight bitmasks": {**BITMASKS, "recompute_boxes": True},
     "keypoints": {"use_keypoint": True, "keypoint_hflip_indices": [1, 0]},
 }
 
@@ -37,13 +39,14 @@ def catalogs(monkeypatch):
         monkeypatch.setattr(catalog, "data", dict(catalog.data))
 
 
-def as_object(box):
+def as_object(box, rle=False):
     x1, y1, x2, y2 = box
+    polygons = [[x1, y1, x2, y1, x2, y2, x1, y2]]
     return {
         "bbox": box,
         "bbox_mode": 0,
         "category_id": 1,
-        "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
+        "segmentation": mask.merge(mask.frPyObjects(polygons, 48, 64)) if rle else polygons,
         "keypoints": [x1, y1, 2, x2, y2, 2],
     }
 
@@ -51,14 +54,19 @@ def as_object(box):
 def as_region(box, flag="iscrowd"):
     x1, y1, x2, y2 = box
     size = {"bbox": [x1, y1, x2 - x1, y2 - y1], "bbox_mode": 1}
-    mask = {"size": [48, 64], "counts": b"a mask that nobody decodes"}
-    return {**size, "category_id": 0, flag: 1, "segmentation": mask}
+    shape = {"size": [48, 64], "counts": b"a mask that nobody decodes"}
+    return {**size, "category_id": 0, flag: 1, "segmentation": shape}
 
 
 @pytest.fixture
 def record(tmp_path):
     noise_image(tmp_path / "0.jpg", 0)
     return {"file_name": str(tmp_path / "0.jpg"), "height": 48, "width": 64, "annotations": []}
+
+
+def needs_shapely(augmentation, options):
+    if options == "polygons" and augmentation in ("cropped", "all"):
+        pytest.importorskip("shapely")
 
 
 def mapper(augmentations, **options):
@@ -69,8 +77,9 @@ def mapper(augmentations, **options):
 @pytest.mark.parametrize("options", MODELS)
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_regions_go_where_objects_go_and_change_none(record, augmentation, options, flag):
+    needs_shapely(augmentation, options)
     plain = mapper(AUGMENTATIONS[augmentation], **MODELS[options])
-    objects = [as_object(box) for box in BOXES]
+    objects = [as_object(box, "bitmasks" in options) for box in BOXES]
     record["annotations"] = objects
     theirs = plain(copy.deepcopy(record))["instances"]
     record["annotations"] = [as_region(BOXES[0], flag), *objects]
@@ -94,8 +103,10 @@ def test_regions_go_where_objects_go_and_change_none(record, augmentation, optio
 
 @pytest.mark.parametrize("options", MODELS)
 def test_a_crop_clips_regions_and_drops_those_outside(record, options):
+    needs_shapely("cropped", options)
     boxes = [[0, 0, 20, 20], [40, 0, 64, 20], [0, 0, 64, 48], [5, 5, 10, 40]]
-    record["annotations"] = [as_object([12, 10, 30, 30]), *map(as_region, boxes)]
+    record["annotations"] = [as_object([12, 10, 30, 30], "bitmasks" in options)]
+    record["annotations"] += map(as_region, boxes)
     crop = [T.CropTransform(10, 8, 30, 30)]
     ours = KeepRegions(mapper(crop, **MODELS[options]))(record)["instances"]
     assert ours.ignored_regions.tensor.tolist() == [[0, 0, 10, 12], [0, 0, 30, 30]]

@@ -12,6 +12,8 @@ from ssd_models import NUM_CLASSES, OFF, PISA, PLAIN, load, random_predictions, 
 
 from pisa_d2.data import KeepRegions
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 ON = ["MODEL.IGNORED_REGIONS.ENABLED", True]
 BOXES = [[4, 6, 20, 30], [30, 5, 60, 40], [24, 20, 40, 47]]
 

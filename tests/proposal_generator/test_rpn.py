@@ -28,7 +28,7 @@ def anchors_and_targets(num_objects, num_anchors=3000):
     targets = [sample["instances"] for sample in random_batch(num_objects)]
     generator = torch.Generator().manual_seed(5)
     objects = torch.cat([target.gt_boxes.tensor for target in targets]).repeat(10, 1)
-    near = objects + 6 * torch.rand(objects.shape, generator=generator) - 3
+    near = objects + torch.rand(objects.shape, generator=generator) - 0.5
     return [Boxes(near), Boxes(random_boxes(num_anchors, generator))], targets
 
 
@@ -66,7 +66,7 @@ def test_in_a_model_with_stock_heads_the_losses_are_stock_to_the_last_bit(num_ob
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("limit", [5, 0.5, 1000])
+@pytest.mark.parametrize("limit", [1, 5, 1000])
 def test_negatives_are_limited_by_the_positives_of_their_image(limit):
     opts = ["MODEL.RPN.MAX_NEGATIVES_PER_POSITIVE", limit, "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 60]
     anchors, targets = anchors_and_targets([2, 0])
