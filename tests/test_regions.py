@@ -2,6 +2,7 @@ import copy
 import itertools
 import logging
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from helpers import (
     HEADS,
     IMAGE_SIZE,
     REGIONS_ON,
+    ROOT,
     random_batch,
     random_boxes,
     sampled_by,
@@ -26,7 +28,7 @@ from helpers import (
 )
 from oracles import slow_inside, slow_iou
 
-from pisa_d2 import PISAROIHeads
+from pisa_d2 import PROPOSAL_MATCHER_REGISTRY, PISAROIHeads
 from pisa_d2.regions import TargetsWithRegions, ignore_inside, inside_regions, warn_of_gaps
 
 pytestmark = pytest.mark.usefixtures("storage")
@@ -393,3 +395,28 @@ def test_heads_take_the_share_as_an_argument():
         PISAROIHeads(small_cfg(*REGIONS_ON), shapes, ignored_ioa_thresh=None).ignored_ioa_thresh
         is None
     )
+
+
+def test_the_matcher_in_the_documentation_ignores_by_the_center_in_any_image():
+    text = (ROOT / "docs/ignored_regions.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    cfg = small_cfg(*REGIONS_ON, "MODEL.IGNORED_REGIONS.IOA_THRESH", 1.0)
+    program = {"cfg": cfg, "mapper": lambda record: None}
+    try:
+        for block in blocks:
+            exec(block, program)
+        heads = build_model(cfg).roi_heads
+    finally:
+        PROPOSAL_MATCHER_REGISTRY._obj_map.pop("CenterMatcher", None)
+    region = [40, 20, 90, 80]
+    for num_objects in (3, 0):
+        [sample] = with_regions(random_batch([num_objects]), [region])
+        targets = sample["instances"]
+        boxes = candidates(targets)
+        [found] = heads.match([Instances(IMAGE_SIZE, proposal_boxes=Boxes(boxes))], [targets])
+        expected = slow_classes(boxes.tolist(), targets, [], heads.num_classes)
+        for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+            inside = 40 <= (x1 + x2) / 2 < 90 and 20 <= (y1 + y2) / 2 < 80
+            if inside and expected[i] == heads.num_classes:
+                expected[i] = -1
+        assert found.classes.tolist() == expected and -1 in expected

@@ -4,7 +4,7 @@ import torch
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances
 
-from ..matcher import match_boxes
+from ..matcher import has_own_rule, match_boxes
 from ..regions import ignore_inside
 from ..samplers import Candidates, Choice
 from .fast_rcnn import IMPORTANCE_FIELD, OBJECT_FIELD
@@ -53,6 +53,8 @@ def match_proposals(
     match = match_boxes(matcher, boxes, targets)
     if len(targets) == 0:
         classes = torch.full_like(match.objects, num_classes)
+        if has_own_rule(matcher):  # others ignore nothing here, as in Detectron2
+            classes = classes.masked_fill(match.labels == -1, -1)
     else:
         classes = targets.gt_classes[match.objects]
         classes = classes.masked_fill(match.labels == 0, num_classes)

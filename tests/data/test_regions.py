@@ -1,5 +1,6 @@
 import copy
 import json
+import logging
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from pycocotools import mask
 
 from pisa_d2.data import KeepRegions, register_datasets
 from pisa_d2.data.catalog import register_dataset
+from pisa_d2.data.checks import Needs, check_dataset
 from pisa_d2.engine import build_train_loader
 from pisa_d2.regions import TargetsWithRegions
 
@@ -157,6 +159,25 @@ def test_a_dataset_of_regions_alone_is_refused(record):
     cfg = small_cfg("DATASETS.TRAIN", "('regions',)", "MODEL.IGNORED_REGIONS.ENABLED", True)
     with pytest.raises(ValueError, match="nothing but regions to ignore"):
         build_train_loader(cfg)
+
+
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [
+        (True, "2 annotation(s) are regions to ignore"),
+        (False, "1 crowd box(es) are left out, so that negatives are taken from there"),
+    ],
+)
+def test_the_check_counts_crowds_and_says_what_happens_to_them(record, caplog, on, said):
+    objects = [as_object(BOXES[0]), as_region(BOXES[1]), as_region(BOXES[2], "ignore")]
+    caplog.set_level(logging.INFO, "pisa_d2")
+    for annotations in (objects, objects[:1]):
+        needs = Needs(train=True, ignores_regions=on)
+        check_dataset([{**record, "image_id": 0, "annotations": annotations}], "mine", needs)
+    assert caplog.messages == [
+        m for m in caplog.messages if m.startswith(f"Dataset 'mine': {said}")
+    ]
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize("on", [True, False])
