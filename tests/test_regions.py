@@ -355,7 +355,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("chosen", itertools.product([0, 1], repeat=2))
+@pytest.mark.parametrize("chosen", [*itertools.product([0, 1], repeat=2)])
 def test_parts_that_do_not_ignore_regions_get_one_warning_that_names_them(caplog, chosen):
     names = {key: both[i] for (key, both), i in zip(NAMES.items(), chosen, strict=True)}
     opts = [x for pair in names.items() for x in pair]
