@@ -87,15 +87,17 @@ def ignore_inside(
     Returns:
         (N,), the labels with -1 for these.
     """
-    regions = None if ioa_thresh is None else regions_of(targets)
-    if ioa_thresh is None or regions is None or len(regions) == 0:
+    if ioa_thresh is None:
+        return labels
+    regions = regions_of(targets)
+    if len(regions) == 0:
         return labels
     inside = inside_regions(boxes, regions.tensor, ioa_thresh)
     return labels.masked_fill(inside & (labels == negative), -1)
 
 
-def regions_of(targets: Instances) -> Boxes | None:
-    """Return the regions of an image; warn once, and return None, if they were dropped."""
+def regions_of(targets: Instances) -> Boxes:
+    """Return the regions of an image; none, with one warning, if they were dropped."""
     if isinstance(targets, TargetsWithRegions):
         return targets.ignored_regions
     _warn_once(
@@ -103,7 +105,7 @@ def regions_of(targets: Instances) -> Boxes | None:
         "targets arrive without them. Build it with pisa_d2.engine.build_train_loader, or wrap "
         "its mapper: pisa_d2.data.KeepRegions(mapper)."
     )
-    return None
+    return Boxes(targets.gt_boxes.tensor.new_zeros(0, 4))
 
 
 def warn_of_gaps(cfg: CfgNode) -> None:

@@ -46,10 +46,8 @@ def log_ignored(
         return
     nums = []
     for label, box, target in zip(labels, boxes, targets, strict=True):
-        regions = regions_of(target)
-        if regions is None:
-            return
-        nums.append((inside_regions(box, regions.tensor, ioa_thresh) & (label == -1)).sum())
+        inside = inside_regions(box, regions_of(target).tensor, ioa_thresh)
+        nums.append((inside & (label == -1)).sum())
     _put({f"ignored_{name}": torch.stack(nums).float().mean()})
 
 
