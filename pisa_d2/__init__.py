@@ -6,6 +6,7 @@ from ._version import __version__
 from .config import add_pisa_config
 from .matcher import PROPOSAL_MATCHER_REGISTRY, IoUMatcher, Match, ProposalMatcher
 from .meta_arch import PISARetinaNet
+from .proposal_generator import PISARPN
 from .roi_heads import (
     PISACascadeROIHeads,
     PISAFastRCNNOutputLayers,
@@ -36,6 +37,7 @@ __all__ = [
     "CARL",
     "ISR",
     "PROPOSAL_MATCHER_REGISTRY",
+    "PISARPN",
     "PROPOSAL_SAMPLER_REGISTRY",
     "BalancedL1",
     "BatchSampler",

@@ -16,6 +16,7 @@ from .settings import (
     SettingError,
     check_count,
     check_flag,
+    check_ioa_thresh,
     check_positive,
     check_range,
     naming_keys,
@@ -35,6 +36,7 @@ __all__ = [
     "check_positive",
     "check_range",
     "focal_gamma",
+    "ignored_ioa_thresh",
     "look_up",
     "pisa_settings",
 ]
@@ -49,6 +51,28 @@ def add_pisa_config(cfg: CN) -> None:
 
     # How proposals are matched to objects: a name in PROPOSAL_MATCHER_REGISTRY.
     cfg.MODEL.ROI_HEADS.PROPOSAL_MATCHER = "IoUMatcher"
+
+    # Regions to ignore: boxes of annotations with `iscrowd: 1` or `ignore: 1`, and Pascal VOC's
+    # difficult objects. A proposal or anchor that is no positive, with at least IOA_THRESH of its
+    # own area inside one of them, is ignored. In (0, 1]. Off, crowds are left out, and others are
+    # objects. For all of the model: MODEL.PROPOSAL_GENERATOR.NAME "PISARPN", and PISA's heads.
+    cfg.MODEL.IGNORED_REGIONS = CN()
+    cfg.MODEL.IGNORED_REGIONS.ENABLED = False
+    cfg.MODEL.IGNORED_REGIONS.IOA_THRESH = 0.5
+
+    # PISARPN: how anchors are chosen, see ROI_HEADS below; samplers that need the predictions of
+    # the box head are not allowed.
+    cfg.MODEL.RPN.POSITIVE_SAMPLER = CN()
+    cfg.MODEL.RPN.POSITIVE_SAMPLER.NAME = "RandomSampler"
+    cfg.MODEL.RPN.NEGATIVE_SAMPLER = CN()
+    cfg.MODEL.RPN.NEGATIVE_SAMPLER.NAME = "RandomSampler"
+    cfg.MODEL.RPN.NEGATIVE_SAMPLER.IOU_BALANCED = CN()
+    cfg.MODEL.RPN.NEGATIVE_SAMPLER.IOU_BALANCED.NUM_BINS = 3
+    cfg.MODEL.RPN.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_THRESH = -1.0
+    cfg.MODEL.RPN.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_FRACTION = 0.0
+    # Of an image, at most so many negatives for each chosen positive, or for one if there is none.
+    # At least 1, or -1 for no limit. Libra R-CNN's release has 5.
+    cfg.MODEL.RPN.MAX_NEGATIVES_PER_POSITIVE = -1
 
     # How proposals are chosen for training: names in PROPOSAL_SAMPLER_REGISTRY, or one sampler of
     # both kinds together, named twice. BATCH_SIZE_PER_IMAGE and POSITIVE_FRACTION set how many, as
@@ -204,6 +228,21 @@ def check_stages(name: str, stages: Sequence[int], num_stages: int) -> None:
     """
     if any(stage not in range(num_stages) for stage in stages):
         raise SettingError(name, stages, f"the stages are {list(range(num_stages))}")
+
+
+def ignored_ioa_thresh(cfg: CN) -> float | None:
+    """
+    Returns:
+        The share of a box's area inside a region to ignore from which it is ignored, None where
+        regions are not to be ignored.
+
+    Raises:
+        ValueError: it is out of its range.
+    """
+    settings = cfg.MODEL.IGNORED_REGIONS
+    check_flag("MODEL.IGNORED_REGIONS.ENABLED", settings.ENABLED)
+    check_ioa_thresh("MODEL.IGNORED_REGIONS.IOA_THRESH", settings.IOA_THRESH)
+    return settings.IOA_THRESH if settings.ENABLED else None
 
 
 def focal_gamma(cfg: CN) -> float | None:

@@ -21,6 +21,7 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 
 from .data.checks import usable_boxes
+from .data.regions import with_regions_as_crowds
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +38,14 @@ class CheckedCOCOEvaluator(COCOEvaluator):
     without a json of its own.
     """
 
-    def __init__(self, dataset_name: str, **kwargs: Any) -> None:
+    def __init__(self, dataset_name: str, *, ignored_regions: bool = False, **kwargs: Any) -> None:
         """
         Args:
             dataset_name: a registered dataset.
+            ignored_regions: see :func:`coco_truth`.
             kwargs: see Detectron2's ``COCOEvaluator``.
         """
-        truth = coco_truth(dataset_name)
+        truth = coco_truth(dataset_name, ignored_regions)
         with _scratch(), tempfile.TemporaryDirectory() as folder:
             # The constructor reads a file and its metadata; both are replaced below.
             stub = Path(folder) / "stub.json"
@@ -54,7 +56,7 @@ class CheckedCOCOEvaluator(COCOEvaluator):
         self._coco_api = index_coco(truth)
 
 
-def coco_truth(name: str) -> dict[str, Any]:
+def coco_truth(name: str, ignored_regions: bool = False) -> dict[str, Any]:
     """
     Return the ground truth of a dataset in COCO's format, for evaluation: the annotations that
     loading the dataset yields, without unusable boxes, which count neither as found nor as missed.
@@ -62,6 +64,10 @@ def coco_truth(name: str) -> dict[str, Any]:
     Areas, masks and everything else come from the dataset's json where it has one that lists these
     annotations. Annotations are numbered from 1, since pycocotools takes id 0 for unmatched;
     missing or null ``iscrowd`` is 0, and a missing area is that of the mask or box.
+
+    Args:
+        name: a registered dataset.
+        ignored_regions: whether annotations with ``ignore: 1`` are crowds, not objects.
     """
     with _quiet():
         loaded = DatasetCatalog.get(name)
@@ -73,6 +79,8 @@ def coco_truth(name: str) -> dict[str, Any]:
         if not any("annotations" in record for record in loaded):
             loaded, class_ids = _records_of(content), None
     records = usable_boxes(loaded)
+    if ignored_regions:
+        records = with_regions_as_crowds(records)
     truth = _select(content, records, class_ids) if content is not None else None
     if truth is None:
         truth = _convert(records, name)

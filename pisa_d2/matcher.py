@@ -97,12 +97,17 @@ def match_boxes(matcher: Matcher, boxes: Boxes, targets: Instances) -> Match:
     return match_by_iou(matcher, pairwise_iou(targets.gt_boxes, boxes))
 
 
-def may_ignore(matcher: Matcher) -> bool:
-    """Whether a matcher can label proposals -1, as far as can be told without calling it."""
-    own_rule = isinstance(matcher, ProposalMatcher) and (
+def has_own_rule(matcher: Matcher) -> bool:
+    """Whether the class of a matcher overrides a seam of :class:`ProposalMatcher`."""
+    return isinstance(matcher, ProposalMatcher) and (
         type(matcher).match is not ProposalMatcher.match
         or type(matcher).match_boxes is not ProposalMatcher.match_boxes
     )
+
+
+def may_ignore(matcher: Matcher) -> bool:
+    """Whether a matcher can label proposals -1, as far as can be told without calling it."""
+    own_rule = has_own_rule(matcher)
     return own_rule or type(matcher).__call__ is not Matcher.__call__ or -1 in matcher.labels
 
 

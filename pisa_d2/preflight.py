@@ -10,11 +10,12 @@ from detectron2.modeling import (
 )
 from detectron2.utils import comm
 
-from .config import look_up
+from .config import ignored_ioa_thresh, look_up
 from .data.checks import Needs, check_when_loaded
 from .data.classes import check_same_classes, model_classes
 from .data.image_checks import Reading
 from .engine.run_folder import check_output
+from .regions import warn_of_gaps
 from .setting_checks import check_settings
 
 _REGISTRIES = {
@@ -44,6 +45,7 @@ def check_config(cfg: CfgNode, train: bool = True) -> None:
             look_up(registry, f"MODEL.{key}", name)
     if train:
         check_settings(cfg)
+        warn_of_gaps(cfg)
     if comm.is_main_process():
         check_output(cfg.OUTPUT_DIR)
 
@@ -88,5 +90,6 @@ def _needs(cfg: CfgNode, train: bool, test: bool) -> Needs:
         objects=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS or len(cfg.DATASETS.TRAIN) == 1,
         masks=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
         keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0,
+        ignores_regions=ignored_ioa_thresh(cfg) is not None,
         reading=Reading(cfg.INPUT.FORMAT, min(sizes, default=0), skips_damaged=not test),
     )

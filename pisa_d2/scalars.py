@@ -1,12 +1,15 @@
 """Scalars that show the method at work, in TensorBoard and metrics.json under ``pisa/``."""
 
 import math
+from collections.abc import Sequence
 
 import torch
+from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from .hlr import local_rank
+from .regions import inside_regions, regions_of
 
 # Detectron2's writers write every 20 iterations: between, a scalar would cost a copy to the host
 # for nothing.
@@ -22,6 +25,30 @@ def _put(scalars: dict[str, Tensor]) -> None:
     for name, value in zip(scalars, values, strict=True):
         if not math.isnan(value):  # as the mean of no samples is
             get_event_storage().put_scalar(f"pisa/{name}", value, smoothing_hint=False)
+
+
+def log_ignored(
+    name: str,
+    labels: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    targets: Sequence[Instances],
+    ioa_thresh: float,
+) -> None:
+    """
+    Log how many boxes per image are ignored and lie inside a region.
+
+    Args:
+        name: what they are, "proposals" or "anchors".
+        labels, boxes: of each image, integer (N,) and floating (N, 4); -1 for ignored ones.
+        targets, ioa_thresh: see :func:`pisa_d2.regions.ignore_inside`.
+    """
+    if not _is_time():
+        return
+    nums = []
+    for label, box, target in zip(labels, boxes, targets, strict=True):
+        inside = inside_regions(box, regions_of(target).tensor, ioa_thresh)
+        nums.append((inside & (label == -1)).sum())
+    _put({f"ignored_{name}": torch.stack(nums).float().mean()})
 
 
 def log_positives(ious: Tensor, objects: Tensor, probs: Tensor, weights: Tensor) -> None:

@@ -74,6 +74,15 @@ def check_positive(name: str, value: Any, reason: str = "") -> None:
         raise SettingError(name, value, f"it must be finite and above 0{reason}")
 
 
+def check_ioa_thresh(name: str, value: Any) -> None:
+    """
+    Raises:
+        SettingError: ``value`` is not a number in (0, 1].
+    """
+    check_positive(name, value)
+    check_range(name, value, 0, 1)
+
+
 def check_count(name: str, value: Any, low: int) -> None:
     """
     Raises:

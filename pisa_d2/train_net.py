@@ -32,7 +32,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from .config import add_pisa_config
+from .config import add_pisa_config, ignored_ioa_thresh
 from .data import ReadableOnly, register_from_config
 from .data.classes import check_same_classes, take_num_classes
 from .detections import DetectionsWriter
@@ -48,21 +48,24 @@ warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
 # Of Detectron2's distributed model, in both versions.
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
-EVALUATORS: dict[str, Callable[[str, str], list]] = {
-    "coco": lambda name, folder: [CheckedCOCOEvaluator(name, output_dir=folder)],
-    "coco_panoptic_seg": lambda name, folder: [
+# Called with the dataset, the folder for results, and whether regions are to be ignored.
+EVALUATORS: dict[str, Callable[[str, str, bool], list]] = {
+    "coco": lambda name, folder, ignores: [
+        CheckedCOCOEvaluator(name, output_dir=folder, ignored_regions=ignores)
+    ],
+    "coco_panoptic_seg": lambda name, folder, ignores: [
         SemSegEvaluator(name, output_dir=folder),
-        CheckedCOCOEvaluator(name, output_dir=folder),
+        CheckedCOCOEvaluator(name, output_dir=folder, ignored_regions=ignores),
         COCOPanopticEvaluator(name, folder),
     ],
-    "sem_seg": lambda name, folder: [SemSegEvaluator(name, output_dir=folder)],
-    "cityscapes_instance": lambda name, folder: [CityscapesInstanceEvaluator(name)],
-    "cityscapes_sem_seg": lambda name, folder: [CityscapesSemSegEvaluator(name)],
-    "pascal_voc": lambda name, folder: [
+    "sem_seg": lambda name, folder, _: [SemSegEvaluator(name, output_dir=folder)],
+    "cityscapes_instance": lambda name, *_: [CityscapesInstanceEvaluator(name)],
+    "cityscapes_sem_seg": lambda name, *_: [CityscapesSemSegEvaluator(name)],
+    "pascal_voc": lambda name, folder, _: [
         PascalVOCDetectionEvaluator(name),
         DetectionsWriter(folder),
     ],
-    "lvis": lambda name, folder: [LVISEvaluator(name, output_dir=folder)],
+    "lvis": lambda name, folder, _: [LVISEvaluator(name, output_dir=folder)],
 }
 
 
@@ -90,7 +93,8 @@ class Trainer(ResumableTrainer):
                 f"No evaluator for {dataset_name!r} of type {kind!r}; known: {list(EVALUATORS)}."
             )
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        return DatasetEvaluators(EVALUATORS[kind](dataset_name, folder))
+        ignores = ignored_ioa_thresh(cfg) is not None
+        return DatasetEvaluators(EVALUATORS[kind](dataset_name, folder, ignores))
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: Any) -> OrderedDict:

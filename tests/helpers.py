@@ -19,6 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BitMasks, Boxes, Instances
 from PIL import Image
 
+from pisa_d2.regions import TargetsWithRegions
 from pisa_d2.samplers import PROPOSAL_SAMPLER_REGISTRY, ProposalSampler, build_proposal_sampler
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,6 +140,13 @@ def flatten(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield f"{prefix}{key}", value
 
 
+# Regions to ignore, and the RPN that ignores them.
+REGIONS_ON = [
+    *("MODEL.IGNORED_REGIONS.ENABLED", True),
+    *("MODEL.PROPOSAL_GENERATOR.NAME", "PISARPN"),
+]
+
+
 def switch(isr_p: bool, isr_n: bool, carl: bool) -> list[object]:
     """Overrides that switch the three parts of PISA."""
     parts = {"ISR_P": isr_p, "ISR_N": isr_n, "CARL": carl}
@@ -184,6 +192,18 @@ def batch_with_masks(num_objects: list[int], num_classes: int = 3) -> list[dict]
             mask[int(y0) : int(y1), int(x0) : int(x1)] = True
         sample["instances"].gt_masks = BitMasks(masks)
     return batch
+
+
+def with_regions(batch: list[dict], *regions: Sequence[Sequence[float]]) -> list[dict]:
+    """The model inputs, with regions to ignore for each image, XYXY in pixels."""
+    targets = []
+    for sample, boxes in zip(batch, regions, strict=True):
+        objects = sample["instances"]
+        tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        fields = objects.get_fields()
+        targets.append(TargetsWithRegions(objects.image_size, Boxes(tensor), **fields))
+    pairs = zip(batch, targets, strict=True)
+    return [{**sample, "instances": target} for sample, target in pairs]
 
 
 def register_images(

@@ -1,11 +1,21 @@
 """What the tests of pisa_d2/engine run, in processes of their own too."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 
-from helpers import ROOT, load_cfg, random_batch, small_cfg, stock, switch
+from helpers import (
+    REGIONS_ON,
+    ROOT,
+    load_cfg,
+    random_batch,
+    small_cfg,
+    stock,
+    switch,
+    with_regions,
+)
 
 sys.path.insert(0, str(ROOT))
 
@@ -28,10 +38,26 @@ OPTIONS = [
 ]
 
 # Models for the gradients: Detectron2's heads, ours without PISA, and with it.
-KINDS = {"stock": stock("PISAROIHeads"), "off": switch(False, False, False), "pisa": []}
+KINDS = {
+    "stock": stock("PISAROIHeads"),
+    "off": switch(False, False, False),
+    "pisa": [],
+    "regions": REGIONS_ON,
+}
 
 # Objects of the images of each process: the second has none, and so no positive.
 OBJECTS = ([3, 1], [0, 0])
+# Regions of these images, which "regions" alone ignores.
+REGIONS = ([[[0, 0, 64, 60]], []], [[[30, 20, 90, 90], [80, 0, 128, 96]], [[0, 0, 128, 96]]])
+
+
+def mark_crowds(root):
+    """Make crowds of every third annotation of the digits to train on, in a folder of datasets."""
+    path = root / "digits/annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"][::3]:
+        annotation["iscrowd"] = 1
+    path.write_text(json.dumps(content))
 
 
 def digits_cfg(*options):
@@ -39,11 +65,14 @@ def digits_cfg(*options):
 
 
 def command(script, output, *words):
-    """The words that run train_net.py or another script with the same arguments."""
+    """
+    The words that run train_net.py or another script with the same arguments, and with regions to
+    ignore.
+    """
     config = ROOT / "configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml"
     return [
         *(str(ROOT / script), "--config-file", str(config), "--dist-url", "auto"),
-        *(*words, *OPTIONS, "OUTPUT_DIR", str(output)),
+        *(*words, *OPTIONS, *map(str, REGIONS_ON), "OUTPUT_DIR", str(output)),
     ]
 
 
@@ -77,7 +106,7 @@ def gradients(model, rank):
     """Of the losses of the images of a process, twice, since the second time DDP says more."""
     for _ in range(2):
         model.zero_grad()
-        batch = random_batch(OBJECTS[rank], seed=rank)
+        batch = with_regions(random_batch(OBJECTS[rank], seed=rank), *REGIONS[rank])
         torch.manual_seed(rank)
         with EventStorage():
             sum(model(batch).values()).backward()

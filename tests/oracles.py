@@ -48,6 +48,23 @@ def slow_iou(
         return float(width * height / np.maximum(union, np.finfo(number).tiny))
 
 
+def slow_inside(
+    boxes: Sequence[Sequence[float]], regions: Sequence[Sequence[float]], threshold: float
+) -> list[bool]:
+    """Whether at least this share of a box, which has an area, lies inside one of the regions."""
+    inside = []
+    for box in boxes:
+        x1, y1, x2, y2 = map(np.float32, box)
+        shares = []
+        for region in regions:
+            a1, b1, a2, b2 = map(np.float32, region)
+            width, height = min(x2, a2) - max(x1, a1), min(y2, b2) - max(y1, b1)
+            if width > 0 and height > 0:
+                shares.append(width * height / ((x2 - x1) * (y2 - y1)))
+        inside.append(any(share >= threshold for share in shares))
+    return inside
+
+
 def slow_nms_groups(
     boxes: Sequence[Sequence[float]],
     scores: Sequence[float],

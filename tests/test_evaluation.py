@@ -1,4 +1,5 @@
 import copy
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
-from helpers import make_coco, make_voc
+from helpers import make_coco, make_voc, small_cfg
 from pycocotools import mask
 
+from pisa_d2 import train_net
 from pisa_d2.data import make_digits, register_datasets, register_digits
 from pisa_d2.data.bccd import register_bccd
 from pisa_d2.data.catalog import register_dataset
@@ -272,3 +274,40 @@ def test_labels_that_the_loader_changes_are_the_truth(tmp_path: Path):
 def test_a_json_without_labels_is_not_evaluated(tmp_path: Path):
     name = register_json(tmp_path, lambda content: content.pop("annotations"), own=False)
     assert evaluate(name, tmp_path) == {}
+
+
+@pytest.mark.parametrize("flag", ["ignore", "iscrowd"])
+def test_with_regions_on_ignored_objects_are_crowds_and_crowds_stay_what_they_are(
+    tmp_path: Path, flag: str
+) -> None:
+    """Half of the objects are marked, and nobody finds them."""
+
+    def mark(content: dict) -> None:
+        for annotation in content["annotations"][::2]:
+            annotation[flag] = 1
+
+    def find_others(record: dict[str, Any]) -> Instances:
+        found = perfect(record)
+        marked = [bool(a.get("ignore")) for a in record["annotations"] if not a.get("iscrowd")]
+        return found[~torch.tensor(marked, dtype=torch.bool)]
+
+    name = register_json(tmp_path, mark, own=True)
+    results = []
+    for ignored_regions in (False, True):
+        evaluator = functools.partial(CheckedCOCOEvaluator, ignored_regions=ignored_regions)
+        results.append(evaluate(name, tmp_path, find_others, evaluator)["bbox"]["AP"])
+    off, on = results
+    assert on == pytest.approx(100)
+    assert off == pytest.approx(50) if flag == "ignore" else off == on
+
+
+def test_the_evaluator_of_train_net_goes_by_the_config(tmp_path: Path) -> None:
+    def mark(content: dict) -> None:
+        content["annotations"][0]["ignore"] = 1
+
+    name = register_json(tmp_path, mark, own=True)
+    for on in (False, True):
+        cfg = small_cfg("MODEL.IGNORED_REGIONS.ENABLED", on)
+        evaluators = train_net.Trainer.build_evaluator(cfg, name, str(tmp_path))
+        truth = evaluators._evaluators[0]._coco_api.dataset["annotations"]
+        assert [a["iscrowd"] for a in truth] == [int(on), *[0] * 7]

@@ -9,10 +9,12 @@ from .bccd import register_bccd
 from .coco import load_coco
 from .digits import make_digits, register_digits
 from .mapper import ReadableOnly
+from .regions import KeepRegions
 from .registered import register_builtin_datasets, register_datasets, register_from_config
 from .voc import load_voc
 
 __all__ = [
+    "KeepRegions",
     "ReadableOnly",
     "load_coco",
     "load_voc",

@@ -22,6 +22,7 @@ from .record_checks import (
     check_classes,
     check_has_objects,
     check_keypoint_names,
+    describe_regions,
     with_known_crowds,
     with_whole_sizes,
 )
@@ -77,6 +78,8 @@ def check_dataset(
         if needs.keypoints:
             check_keypoints(objects, name, needs.keypoints)
     check_has_objects(objects, name, needs, warn)
+    if needs.train and (line := describe_regions(objects, needs.ignores_regions)):
+        logger.info("Dataset '%s': %s", name, line)
     return objects.dicts
 
 

@@ -31,6 +31,8 @@ class Needs:
         masks: ``INPUT.MASK_FORMAT`` of a model with masks, otherwise None.
         keypoints: per object; 0 of a model without keypoints.
         reading: how images are read.
+        ignores_regions: whether regions to ignore are ignored in training, see
+            :mod:`pisa_d2.regions`.
     """
 
     train: bool = False
@@ -40,3 +42,4 @@ class Needs:
     masks: str | None = None
     keypoints: int = 0
     reading: Reading = field(default_factory=Reading)
+    ignores_regions: bool = False

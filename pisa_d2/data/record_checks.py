@@ -10,6 +10,7 @@ from .formats import lists_annotations
 from .messages import Warn, named
 from .needs import Needs
 from .objects import Objects
+from .regions import is_region
 
 
 def with_whole_sizes(dicts: list[dict], name: str) -> list[dict]:
@@ -101,6 +102,20 @@ def check_has_objects(objects: Objects, name: str, needs: Needs, warn: Warn) -> 
             f"Dataset '{name}' has {num_images} image(s) but no object to evaluate with. {advice} "
             "If it is meant to have no labels, remove the list of annotations."
         )
+
+
+def describe_regions(objects: Objects, ignores_regions: bool) -> str:
+    """One line on the crowds in a dataset for training, and what happens to them; "" for none."""
+    if ignores_regions:
+        num = sum(map(is_region, objects.annotations))
+        return f"{num} annotation(s) are regions to ignore: iscrowd or ignore is 1." if num else ""
+    num = sum(map(bool, objects.crowds))
+    return (
+        f"{num} crowd box(es) are left out, so that negatives are taken from there. To ignore "
+        "these regions, set MODEL.IGNORED_REGIONS.ENABLED to True."
+        if num
+        else ""
+    )
 
 
 def _is_labelled(name: str) -> bool:

@@ -10,6 +10,9 @@ from detectron2.data import DatasetFromList, MapDataset, build_detection_train_l
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..config import ignored_ioa_thresh
+from ..data.regions import KeepRegions, without_regions_alone
+from ..regions import warn_of_gaps
 from .seeding import seeded
 
 Batch = list[dict[str, Any]]
@@ -143,6 +146,13 @@ def build_train_loader(cfg: CfgNode, mapper: Callable | None = None) -> Iterable
     """
     from_config = build_detection_train_loader.from_config
     settings = from_config(cfg, mapper=mapper)
+    if ignored_ioa_thresh(cfg) is not None:
+        warn_of_gaps(cfg)
+        mapper = KeepRegions(settings["mapper"])
+        dataset = settings["dataset"]
+        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and isinstance(dataset, list):
+            dataset = without_regions_alone(dataset)
+        settings = from_config(cfg, mapper=mapper, dataset=dataset)
     dataset, grouping = settings["dataset"], settings["aspect_ratio_grouping"]
     if not isinstance(dataset, list) or (grouping and any("width" not in d for d in dataset)):
         return build_detection_train_loader(**settings)

@@ -22,9 +22,11 @@ from torch import Tensor
 
 from ..attention import Positives, carl_loss, isr_p_weights
 from ..box_losses import BALANCED_L1, box_regression_losses
-from ..config import balanced_l1_settings, pisa_settings
+from ..config import balanced_l1_settings, ignored_ioa_thresh, pisa_settings
 from ..ordering import at_least_float32
-from ..settings import CARL, ISR, BalancedL1, check_positive
+from ..regions import ignore_inside, warn_of_gaps
+from ..scalars import log_ignored
+from ..settings import CARL, ISR, BalancedL1, check_ioa_thresh, check_positive
 
 
 @META_ARCH_REGISTRY.register()
@@ -37,6 +39,8 @@ class PISARetinaNet(RetinaNet):
     switched off.
     """
 
+    ignores_regions = True
+
     @configurable
     def __init__(
         self,
@@ -44,6 +48,7 @@ class PISARetinaNet(RetinaNet):
         isr_p: ISR | None = ISR(),
         carl: CARL | None = CARL(),
         balanced_l1: BalancedL1 | None = None,
+        ignored_ioa_thresh: float | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -52,27 +57,35 @@ class PISARetinaNet(RetinaNet):
             carl: the classification-aware regression loss, None to leave it out.
             balanced_l1: settings of the ``box_reg_loss_type`` "balanced_l1", None for the
                 published ones.
+            ignored_ioa_thresh: negatives with at least this share of their area inside a region to
+                ignore are ignored, in (0, 1]; None to ignore no regions.
             kwargs: arguments of :class:`RetinaNet`.
 
         Raises:
-            ValueError: ``smooth_l1_beta`` is not above 0 with balanced L1.
+            ValueError: ``smooth_l1_beta`` is not above 0 with balanced L1, or
+                ``ignored_ioa_thresh`` is out of its range.
         """
         super().__init__(**kwargs)
         if self.box_reg_loss_type == BALANCED_L1:
             reason = f", since box_reg_loss_type is {BALANCED_L1!r}"
             check_positive("smooth_l1_beta", self.smooth_l1_beta, reason)
+        if ignored_ioa_thresh is not None:
+            check_ioa_thresh("ignored_ioa_thresh", ignored_ioa_thresh)
         self.isr_p = isr_p
         self.carl = carl
         self.balanced_l1 = balanced_l1
+        self.ignored_ioa_thresh = ignored_ioa_thresh
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         settings = pisa_settings(cfg)
+        warn_of_gaps(cfg)
         return {
             **super().from_config(cfg),
             "isr_p": settings["isr_p"],
             "carl": settings["carl"],
             "balanced_l1": balanced_l1_settings(cfg, "RETINANET", "SMOOTH_L1_LOSS_BETA"),
+            "ignored_ioa_thresh": ignored_ioa_thresh(cfg),
         }
 
     def forward_training(
@@ -89,6 +102,22 @@ class PISARetinaNet(RetinaNet):
         anchors = self.anchor_generator(features)
         targets = self.label_anchors_and_objects(anchors, gt_instances)
         return self.pisa_losses(anchors, logits, deltas, *targets)
+
+    @torch.no_grad()
+    def label_anchors(
+        self, anchors: list[Boxes], instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As in :class:`RetinaNet`, but without the negatives inside a region to ignore."""
+        labels, gt_boxes = super().label_anchors(anchors, instances)
+        if self.ignored_ioa_thresh is None:
+            return labels, gt_boxes
+        boxes, thresh = Boxes.cat(anchors).tensor, self.ignored_ioa_thresh
+        labels = [
+            ignore_inside(label, self.num_classes, boxes, targets, thresh)
+            for label, targets in zip(labels, instances, strict=True)
+        ]
+        log_ignored("anchors", labels, [boxes] * len(labels), instances, thresh)
+        return labels, gt_boxes
 
     @torch.no_grad()
     def label_anchors_and_objects(
@@ -115,12 +144,10 @@ class PISARetinaNet(RetinaNet):
         others = torch.arange(first, device=classes.device)
         table = torch.cat([others, classes, classes.new_full((1,), -1)])
         numbers = torch.arange(first, first + len(classes), device=classes.device)
-        numbered = [
-            Instances(target.image_size, **{**target.get_fields(), "gt_classes": own})
-            for target, own in zip(
-                gt_instances, numbers.split([len(t) for t in gt_instances]), strict=True
-            )
-        ]
+        numbered = [target[:] for target in gt_instances]  # of their class, with their regions
+        of_images = numbers.split([len(target) for target in numbered])
+        for target, own in zip(numbered, of_images, strict=True):
+            target.gt_classes = own
         labels, gt_boxes = self.label_anchors(anchors, numbered)
         return [table[x] for x in labels], gt_boxes, [x - first for x in labels]
 

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from torch import nn
 
-from ..config import check_stages
+from ..config import check_stages, ignored_ioa_thresh
 from ..samplers import (
     BatchSampler,
     PairSampler,
@@ -17,7 +17,7 @@ from ..samplers import (
     RandomSampler,
     build_batch_sampler,
 )
-from ..settings import CARL, ISR, BalancedL1, NegativeISR, naming_keys
+from ..settings import CARL, ISR, BalancedL1, NegativeISR, check_ioa_thresh, naming_keys
 from .fast_rcnn import PISAFastRCNNOutputLayers, predictor_settings
 
 # Methods of a predictor that PISA's losses take the place of, or do without.
@@ -37,6 +37,11 @@ class PISASettings:
     Attributes:
         cascade_stages: stages of a cascade, from 0, that have the parts of PISA; empty for all.
         sampler: chooses the samples of the batch.
+        ignored_ioa_thresh: the share of a negative's area inside a region to ignore from which it
+            is ignored, None to ignore no regions.
+
+    Raises:
+        SettingError: ``ignored_ioa_thresh`` is not in (0, 1].
     """
 
     isr_p: ISR | None = ISR()
@@ -46,6 +51,11 @@ class PISASettings:
     balanced_l1: BalancedL1 | None = None
     cascade_stages: tuple[int, ...] = ()
     sampler: BatchSampler = field(default_factory=_random_pair)
+    ignored_ioa_thresh: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ignored_ioa_thresh is not None:
+            check_ioa_thresh("ignored_ioa_thresh", self.ignored_ioa_thresh)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "PISASettings":
@@ -53,6 +63,7 @@ class PISASettings:
             **predictor_settings(cfg),
             cascade_stages=tuple(cfg.MODEL.PISA.CASCADE_STAGES),
             sampler=build_batch_sampler(cfg),
+            ignored_ioa_thresh=ignored_ioa_thresh(cfg),
         )
 
     def has_parts(self) -> bool:

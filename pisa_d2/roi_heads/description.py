@@ -13,10 +13,11 @@ _REPLACED = ("label_and_sample_proposals", "_match_and_label_boxes")
 
 def describe(heads: ROIHeads, replaced_by: type) -> str:
     """
-    Samplers, parts of PISA by stage, and overrides of the extended heads that are not called.
+    Samplers, parts of PISA by stage, whether regions are ignored, and overrides of the extended
+    heads that are not called.
 
     Args:
-        heads: have a ``sampler`` and a ``box_predictor``.
+        heads: have a ``sampler``, a ``box_predictor`` and ``ignored_ioa_thresh``.
         replaced_by: the class in their bases whose methods are called instead of overrides in the
             classes that come after it.
     """
@@ -33,6 +34,8 @@ def describe(heads: ROIHeads, replaced_by: type) -> str:
         if name in vars(base)
     ]
     line = f"{cls.__name__}: {heads.sampler}; {parts}."
+    if heads.ignored_ioa_thresh is not None:
+        line += f" Ignores regions, from {heads.ignored_ioa_thresh:g} of a negative's area."
     return line + (f" Takes the place of {', '.join(replaced)}." if replaced else "")
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..config import pisa_settings
 from ..matcher import build_proposal_matcher, may_ignore
+from ..regions import warn_of_gaps
 from ..samplers import (
     BatchSampler,
     Candidates,
@@ -29,6 +30,7 @@ from ..samplers import (
     Quota,
 )
 from ..samplers.candidates import is_positive
+from ..scalars import log_ignored
 from ..settings import CARL, ISR, NegativeISR
 from .adoption import PISASettings, adopt, pick_sampler, predictors_of
 from .description import describe
@@ -63,7 +65,10 @@ class PISAMixin(ROIHeads):
 
     Attributes:
         sampler: the :class:`pisa_d2.samplers.BatchSampler` that chooses the samples.
+        ignored_ioa_thresh: see :meth:`__init__`.
     """
+
+    ignores_regions = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -91,6 +96,7 @@ class PISAMixin(ROIHeads):
         isr_n: NegativeISR | None = _NOT_GIVEN,
         carl: CARL | None = _NOT_GIVEN,
         cascade_stages: Sequence[int] | None = _NOT_GIVEN,
+        ignored_ioa_thresh: float | None = _NOT_GIVEN,
         pisa: PISASettings | None = None,
         **kwargs: Any,
     ) -> None:
@@ -103,13 +109,17 @@ class PISAMixin(ROIHeads):
             isr_p, isr_n, carl: the parts of PISA that stock predictors are given, None for off;
                 with the published settings by default, or as ``cfg`` says.
             cascade_stages: stages of a cascade, from 0, that have these parts; None for all.
+            ignored_ioa_thresh: negatives with at least this share of their area inside a region to
+                ignore are ignored, in (0, 1]; None to ignore no regions. None by default, or as
+                ``cfg`` says.
             pisa: defaults of the arguments above, as :meth:`from_config` passes them on.
 
         Raises:
             TypeError: the heads extend none of Detectron2's three, or have rotated boxes; or a
                 sampler needs predictions and the box predictor cannot give them.
             ValueError: ``sampler`` is given with one of a kind; a sampler does not serve its kind;
-                parts of PISA are given and a predictor has its own; or a stage does not exist.
+                parts of PISA are given and a predictor has its own; a stage does not exist; or
+                ``ignored_ioa_thresh`` is out of its range.
         """
         name = type(self).__name__
         if not isinstance(self, _EXTENDED) or isinstance(self, RROIHeads):
@@ -127,7 +137,10 @@ class PISAMixin(ROIHeads):
             given["cascade_stages"] = tuple(cascade_stages or ())
         self.sampler = pick_sampler(sampler, positive_sampler, negative_sampler, pisa.sampler)
         self._given_parts = sorted(given)
+        if ignored_ioa_thresh is not _NOT_GIVEN:
+            given["ignored_ioa_thresh"] = ignored_ioa_thresh
         self._pisa: PISASettings | None = replace(pisa, **given)
+        self.ignored_ioa_thresh = self._pisa.ignored_ioa_thresh
         self._step: Step | None = None
         self._told = False
         self._adopt_predictors()
@@ -146,6 +159,7 @@ class PISAMixin(ROIHeads):
             ret["proposal_matchers"] = [build_proposal_matcher(cfg, iou) for iou in ious]
         if cls._is_given_parts():
             ret["pisa"] = PISASettings.from_config(cfg)
+        warn_of_gaps(cfg)
         return ret
 
     @classmethod
@@ -241,6 +255,9 @@ class PISAMixin(ROIHeads):
         if self.proposal_append_gt:
             proposals = add_ground_truth_to_proposals(targets, proposals)
         batch = self.match(proposals, targets)
+        if self.ignored_ioa_thresh is not None:
+            classes, boxes = zip(*((c.classes, c.boxes) for c in batch), strict=True)
+            log_ignored("proposals", classes, boxes, targets, self.ignored_ioa_thresh)
         pooled = None
         if self.sampler.needs_predictions:
             batch, pooled = self._with_predictions(batch, proposals, targets)
@@ -264,9 +281,12 @@ class PISAMixin(ROIHeads):
     def match(self, proposals: list[Instances], targets: list[Instances]) -> list[Candidates]:
         """All proposals of each image, matched to its objects."""
         return [
-            match_proposals(self.proposal_matcher, p.proposal_boxes, target, self.num_classes)
+            self._match(self.proposal_matcher, p.proposal_boxes, target)
             for p, target in zip(proposals, targets, strict=True)
         ]
+
+    def _match(self, matcher: Matcher, boxes: Boxes, target: Instances) -> Candidates:
+        return match_proposals(matcher, boxes, target, self.num_classes, self.ignored_ioa_thresh)
 
     def predict(
         self,
@@ -346,13 +366,14 @@ class PISAMixin(ROIHeads):
         self, proposals: list[Instances], stage: int, targets: list[Instances]
     ) -> list[Instances]:
         """
-        As in :class:`CascadeROIHeads`, for a later stage, without the boxes that the matcher
-        ignores. Each proposal also carries the id of its object in ``OBJECT_FIELD``.
+        As in :class:`CascadeROIHeads`, for a later stage, without the boxes that are ignored.
+        Each proposal also carries the id of its object in ``OBJECT_FIELD``.
         """
         matcher = cast(Any, self).proposal_matchers[stage]
-        labelled, num_positives = [], []
+        ignores = self.ignored_ioa_thresh is not None or may_ignore(matcher)
+        counts = []
         for p, target in zip(proposals, with_object_ids(targets), strict=True):
-            candidates = match_proposals(matcher, p.proposal_boxes, target, self.num_classes)
+            candidates = self._match(matcher, p.proposal_boxes, target)
             p.gt_classes = candidates.classes
             if len(target) > 0:
                 p.gt_boxes = target.gt_boxes[candidates.objects]
@@ -360,12 +381,23 @@ class PISAMixin(ROIHeads):
             else:
                 p.gt_boxes = Boxes(torch.zeros_like(candidates.boxes))
                 p.set(OBJECT_FIELD, torch.full_like(candidates.objects, -1))
-            # Selecting rows is a copy to the host, which other matchers do not need.
-            labelled.append(p[p.gt_classes >= 0] if may_ignore(matcher) else p)
-            num_positives.append(is_positive(candidates.classes, self.num_classes).sum())
-        mean = torch.stack(num_positives).float().mean().item()
-        num = np.mean([len(p) for p in labelled])
+            counts.append(is_positive(candidates.classes, self.num_classes).sum())
+            if ignores:
+                counts.append((candidates.classes >= 0).sum())
+        numbers = torch.stack(counts).tolist()  # the only copy to the host
+        if ignores:
+            numbers, kept = numbers[::2], numbers[1::2]
+            proposals = [_not_ignored(p, num) for p, num in zip(proposals, kept, strict=True)]
+        mean, num = np.mean(numbers), np.mean([len(p) for p in proposals])
         storage = get_event_storage()
         storage.put_scalar(f"stage{stage}/roi_head/num_fg_samples", mean)
         storage.put_scalar(f"stage{stage}/roi_head/num_bg_samples", num - mean)
-        return labelled
+        return proposals
+
+
+def _not_ignored(proposals: Instances, num: int) -> Instances:
+    """The ``num`` proposals that are not ignored, in their sequence."""
+    if num == len(proposals):
+        return proposals
+    # Their number is known, so that this is no copy to the host, as selecting by a mask would be.
+    return proposals[(proposals.gt_classes < 0).byte().argsort(stable=True)[:num]]

@@ -4,7 +4,8 @@ import torch
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances
 
-from ..matcher import match_boxes
+from ..matcher import has_own_rule, match_boxes
+from ..regions import ignore_inside
 from ..samplers import Candidates, Choice
 from .fast_rcnn import IMPORTANCE_FIELD, OBJECT_FIELD
 
@@ -39,16 +40,26 @@ def without_step_fields(proposals: list[Instances]) -> list[Instances]:
 
 
 def match_proposals(
-    matcher: Matcher, boxes: Boxes, targets: Instances, num_classes: int
+    matcher: Matcher,
+    boxes: Boxes,
+    targets: Instances,
+    num_classes: int,
+    ignored_ioa_thresh: float | None = None,
 ) -> Candidates:
-    """The N proposals of an image, of class -1 where they are ignored."""
+    """
+    The N proposals of an image, of class -1 where they are ignored: by the matcher, or as
+    :func:`pisa_d2.regions.ignore_inside` says.
+    """
     match = match_boxes(matcher, boxes, targets)
     if len(targets) == 0:
         classes = torch.full_like(match.objects, num_classes)
+        if has_own_rule(matcher):  # others ignore nothing here, as in Detectron2
+            classes = classes.masked_fill(match.labels == -1, -1)
     else:
         classes = targets.gt_classes[match.objects]
         classes = classes.masked_fill(match.labels == 0, num_classes)
         classes = classes.masked_fill(match.labels == -1, -1)
+    classes = ignore_inside(classes, num_classes, boxes.tensor, targets, ignored_ioa_thresh)
     return Candidates(
         boxes.tensor, match.ious, match.objects, classes, negative_range=match.negative_range
     )

@@ -70,7 +70,9 @@ class IoUBalancedSampler(ProposalSampler):
     @classmethod
     def from_config(cls, cfg: CfgNode, node: CfgNode | None = None) -> dict[str, Any]:
         settings = super().from_config(cfg, node)
-        labels, thresholds = cfg.MODEL.ROI_HEADS.IOU_LABELS, cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS
+        of_rpn = node is not None and node is cfg.MODEL.RPN.get("NEGATIVE_SAMPLER")
+        matched = cfg.MODEL.RPN if of_rpn else cfg.MODEL.ROI_HEADS
+        labels, thresholds = matched.IOU_LABELS, matched.IOU_THRESHOLDS
         # Level i of the matcher ends at threshold i, the last one at 1.
         ends = [end for label, end in zip(labels, [*thresholds, 1.0], strict=True) if label == 0]
         check_range("floor_thresh", settings["floor_thresh"], -1, 1)

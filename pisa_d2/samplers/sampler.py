@@ -9,6 +9,7 @@ from fvcore.common.registry import Registry
 from torch import Tensor
 
 from ..reweighting import importance
+from ..settings import check_positive
 from .candidates import Candidates, Choice, Quota, is_positive
 
 PROPOSAL_SAMPLER_REGISTRY = Registry("PROPOSAL_SAMPLER")
@@ -127,11 +128,25 @@ class PairSampler(BatchSampler):
     then negatives up to the number of samples by another.
     """
 
-    def __init__(self, *, positive: ProposalSampler, negative: ProposalSampler) -> None:
+    def __init__(
+        self,
+        *,
+        positive: ProposalSampler,
+        negative: ProposalSampler,
+        max_negatives_per_positive: float | None = None,
+    ) -> None:
         """
+        Args:
+            positive, negative: the samplers.
+            max_negatives_per_positive: how many negatives are chosen at most, of an image, for each
+                chosen positive, or for one where there is none; above 0, None for no limit.
+
         Raises:
-            ValueError: a sampler does not serve the kind that it is given for.
+            ValueError: a sampler does not serve the kind that it is given for, or the limit is not
+                above 0.
         """
+        if max_negatives_per_positive is not None:
+            check_positive("max_negatives_per_positive", max_negatives_per_positive)
         for kind, sampler in ((POSITIVE, positive), (NEGATIVE, negative)):
             if kind not in sampler.kinds:
                 raise ValueError(
@@ -140,6 +155,7 @@ class PairSampler(BatchSampler):
                 )
         self.positive = positive
         self.negative = negative
+        self.max_negatives_per_positive = max_negatives_per_positive
         self.needs_predictions = positive.needs_predictions or negative.needs_predictions
 
     def __str__(self) -> str:
@@ -157,6 +173,8 @@ class PairSampler(BatchSampler):
         positives = positives[self.positive(candidates.select(positives), num_positives)]
 
         num -= len(positives)
+        if self.max_negatives_per_positive is not None:
+            num = min(num, int(self.max_negatives_per_positive * max(len(positives), 1)))
         of_kind = candidates.select(negatives)
         chosen = self.negative(of_kind, num)
         ranks = self.negative.ranks(of_kind, chosen, num)

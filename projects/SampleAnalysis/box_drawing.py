@@ -21,6 +21,18 @@ def show_image(axes: Axes, image: np.ndarray, alpha: float = 0.5) -> None:
     axes.set_ylim(image.shape[0], 0)
 
 
+def draw_regions(axes: Axes, boxes: np.ndarray) -> None:
+    """
+    Hatch regions to ignore.
+
+    Args:
+        boxes: (M, 4), XYXY in pixels.
+    """
+    for x0, y0, x1, y1 in boxes:
+        size = (x1 - x0, y1 - y0)
+        axes.add_patch(Rectangle((x0, y0), *size, fill=False, ec="0.25", lw=0.8, hatch="///"))
+
+
 def draw_boxes(
     axes: Axes,
     boxes: np.ndarray,

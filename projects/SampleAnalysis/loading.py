@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Callable
 
 import pisa_d2  # isort: skip  (before Detectron2, which it readies)
 
@@ -11,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetMapper
 from detectron2.data.transforms import ResizeShortestEdge
 
-from pisa_d2.data import register_from_config
+from pisa_d2.data import KeepRegions, register_from_config
 from pisa_d2.data.classes import take_num_classes
 from pisa_d2.data.registered import check_registered
 
@@ -73,10 +74,14 @@ def with_samplers(cfg: CfgNode, positive: str, negative: str) -> CfgNode:
     return cfg
 
 
-def labelled_test_images(cfg: CfgNode) -> DatasetMapper:
-    """Makes model inputs of records: images of test size, with their objects."""
+def labelled_test_images(cfg: CfgNode) -> Callable[[dict], dict]:
+    """
+    Makes model inputs of records: images of test size, with their objects, and with their regions
+    to ignore where ``cfg`` has them ignored.
+    """
     resize = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    return DatasetMapper(cfg, is_train=True, augmentations=[resize])
+    mapper = DatasetMapper(cfg, is_train=True, augmentations=[resize])
+    return KeepRegions(mapper) if cfg.MODEL.IGNORED_REGIONS.ENABLED else mapper
 
 
 def rgb_image(inputs: dict, cfg: CfgNode) -> np.ndarray:

@@ -12,7 +12,7 @@ import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readie
 
 import numpy as np
 import torch
-from box_drawing import draw_boxes, show_image
+from box_drawing import draw_boxes, draw_regions, show_image
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pisa_d2.pictures import picture_names
+from pisa_d2.regions import TargetsWithRegions, inside_regions
 
 
 @dataclass
@@ -48,6 +49,8 @@ class Samples:
     positive_ious: np.ndarray
     negatives: np.ndarray
     negative_ious: np.ndarray
+    regions: np.ndarray  # (M, 4), to ignore
+    num_ignored: int  # proposals inside them that may not be chosen
 
 
 @dataclass
@@ -58,6 +61,8 @@ class Totals:
     num_positives: int = 0
     num_objects: int = 0
     num_covered: int = 0
+    num_regions: int = 0
+    num_ignored: int = 0
     ious: list[np.ndarray] = field(default_factory=list)
 
     def add(self, samples: Samples, num_objects: int) -> None:
@@ -65,6 +70,8 @@ class Totals:
         self.num_positives += len(samples.positives)
         self.num_objects += num_objects
         self.num_covered += len(np.unique(samples.objects))
+        self.num_regions += len(samples.regions)
+        self.num_ignored += samples.num_ignored
         self.ious.append(samples.negative_ious)
 
 
@@ -102,11 +109,23 @@ def sample(model: nn.Module, heads: dict[str, nn.Module], inputs: dict) -> dict[
     chosen = {}
     for name, of_strategy in heads.items():
         samples = of_strategy.choose_samples(features, proposals, [target])[0]
-        chosen[name] = describe(samples, target, of_strategy.num_classes)
+        num_ignored = count_ignored(of_strategy, proposals, target)
+        chosen[name] = describe(samples, target, of_strategy.num_classes, num_ignored)
     return chosen
 
 
-def describe(samples: Instances, target: Instances, num_classes: int) -> Samples:
+def count_ignored(heads: nn.Module, proposals: list[Instances], target: Instances) -> int:
+    if heads.ignored_ioa_thresh is None:
+        return 0
+    [candidates] = heads.match(proposals, [target])
+    regions = target.ignored_regions.tensor
+    inside = inside_regions(candidates.boxes, regions, heads.ignored_ioa_thresh)
+    return int((inside & (candidates.classes == -1)).sum())
+
+
+def describe(
+    samples: Instances, target: Instances, num_classes: int, num_ignored: int = 0
+) -> Samples:
     boxes, positive = samples.proposal_boxes, samples.gt_classes < num_classes
     if len(target):
         ious, objects = pairwise_iou(target.gt_boxes, boxes).max(dim=0)
@@ -122,6 +141,10 @@ def describe(samples: Instances, target: Instances, num_classes: int) -> Samples
         numpy(ious, positive),
         numpy(boxes.tensor, ~positive),
         numpy(ious, ~positive),
+        target.ignored_regions.tensor.cpu().numpy()
+        if isinstance(target, TargetsWithRegions)
+        else np.zeros((0, 4)),
+        num_ignored,
     )
 
 
@@ -141,15 +164,18 @@ def draw(image: np.ndarray, samples: dict[str, Samples], highest: float, path: P
     for column, (name, chosen) in zip(grid.T, samples.items(), strict=True):
         positives = [objects(i % 10) for i in chosen.objects]
         show_image(column[0], image)
+        draw_regions(column[0], chosen.regions)
         draw_boxes(column[0], chosen.positives, positives)
         column[0].set_title(f"{name}\n{len(chosen.positives)} positives, coloured by object")
         order = np.argsort(chosen.negative_ious)
         show_image(column[1], image)
+        draw_regions(column[1], chosen.regions)
         draw_boxes(column[1], chosen.negatives[order], scale.to_rgba(chosen.negative_ious[order]))
         share = np.mean(chosen.negative_ious > OVERLAP) if len(chosen.negatives) else 0
-        column[1].set_title(
-            f"{len(chosen.negatives)} negatives, {share:.0%} of IoU above {OVERLAP}"
-        )
+        title = f"{len(chosen.negatives)} negatives, {share:.0%} of IoU above {OVERLAP}"
+        if len(chosen.regions):
+            title += f"\nregions to ignore: {len(chosen.regions)}, {chosen.num_ignored} proposals"
+        column[1].set_title(title)
         column[2].hist(
             [chosen.negative_ious, chosen.positive_ious],
             bins,
@@ -166,10 +192,13 @@ def draw(image: np.ndarray, samples: dict[str, Samples], highest: float, path: P
 
 
 def markdown_table(totals: dict[str, Totals]) -> str:
+    has_regions = any(total.num_regions for total in totals.values())
     lines = [
         f"| strategy | negatives an image | IoU above {OVERLAP} | mean IoU "
-        "| positives an image | objects with a positive |",
-        "|---|---|---|---|---|---|",
+        "| positives an image | objects with a positive |"
+        + " ignored in regions, an image |"
+        * has_regions,
+        "|---|---|---|---|---|---|" + "---|" * has_regions,
     ]
     for name, total in totals.items():
         ious = np.concatenate(total.ious)
@@ -177,6 +206,8 @@ def markdown_table(totals: dict[str, Totals]) -> str:
         lines.append(
             f"| {name} | {len(ious) / total.num_images:.0f} | {np.mean(ious > OVERLAP):.1%} "
             f"| {ious.mean():.3f} | {total.num_positives / total.num_images:.1f} | {covered:.1%} |"
+            + f" {total.num_ignored / total.num_images:.0f} |"
+            * has_regions
         )
     return "\n".join(lines)
 

@@ -26,6 +26,7 @@ from matplotlib.patheffects import withStroke
 from pycocotools import mask
 
 from pisa_d2.data import register_builtin_datasets, register_datasets
+from pisa_d2.data.regions import with_regions_as_crowds
 from pisa_d2.data.registered import check_registered
 from pisa_d2.pictures import picture_names
 
@@ -49,6 +50,7 @@ class Box:
     label: str
     crowd: bool = False
     matched: bool = False
+    ignored: bool = False  # a detection that a crowd takes: neither right nor wrong
 
 
 @dataclass
@@ -78,14 +80,13 @@ def match(truth: list[Box], detections: list[Box]) -> None:
             and (box.crowd or not box.matched)
         ]
         if free:
-            detection.matched = truth[max(free)[-1]].matched = True
+            own = truth[max(free)[-1]]
+            detection.matched = own.matched = True
+            detection.ignored = own.crowd
 
 
-def read_test_sets(output_dir: Path) -> list[str]:
-    """
-    Return the DATASETS.TEST of the last evaluation, of the run or of --eval-only in its folder,
-    after registering its DATASETS.REGISTER.
-    """
+def read_config(output_dir: Path) -> CfgNode:
+    """Return the config of the last evaluation, of the run or of --eval-only in its folder."""
     path = output_dir / "inference" / "config.yaml"
     if not path.is_file():
         path = output_dir / "config.yaml"
@@ -94,12 +95,23 @@ def read_test_sets(output_dir: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' is missing. Name a folder that train_net.py wrote.")
     # Read as it is: merging would refuse the keys of other projects.
-    datasets = CfgNode.load_yaml_with_base(str(path))["DATASETS"]
+    return CfgNode.load_yaml_with_base(str(path))
+
+
+def read_test_sets(output_dir: Path) -> list[str]:
+    """Return DATASETS.TEST of the last evaluation, after registering its DATASETS.REGISTER."""
+    datasets = read_config(output_dir)["DATASETS"]
     if not datasets["TEST"]:
-        raise ValueError(f"DATASETS.TEST is empty in '{path}': there is nothing to show.")
+        raise ValueError(f"DATASETS.TEST of '{output_dir}' is empty: there is nothing to show.")
     register_builtin_datasets()
     register_datasets(datasets.get("REGISTER", []))
     return list(datasets["TEST"])
+
+
+def ignores_regions(output_dir: Path) -> bool:
+    """Whether the run's objects with ``ignore: 1`` are regions to ignore, as crowds are."""
+    model = read_config(output_dir).get("MODEL", {})
+    return model.get("IGNORED_REGIONS", {}).get("ENABLED", False)
 
 
 def load_pictures(output_dir: Path, num_images: int, min_score: float) -> list[Picture]:
@@ -130,6 +142,8 @@ def load_pictures(output_dir: Path, num_images: int, min_score: float) -> list[P
             f"'{path}' has detections for image {strangers[0]!r}, which {name!r} does not have: "
             "another dataset was evaluated. Run train_net.py with --eval-only again."
         )
+    if ignores_regions(output_dir):
+        records = with_regions_as_crowds(records)
     num_images = min(num_images, len(records))
     # The middle one of each of num_images equal parts.
     records = [records[(2 * i + 1) * len(records) // (2 * num_images)] for i in range(num_images)]
@@ -195,7 +209,9 @@ def draw(pictures: list[Picture], path: Path, panel_width: float) -> None:
             (panels[2 * index + 1], picture.detections, "detections", "wrong"),
         ):
             flawed = sum(not box.matched for box in boxes)
-            axes.set_title(f"{title}: {len(boxes)}, {flaw} (dashed): {flawed}")
+            hatched = sum(box.crowd or box.ignored for box in boxes)
+            ignored = f", ignored (hatched): {hatched}" if hatched else ""
+            axes.set_title(f"{title}: {len(boxes)}, {flaw} (dashed): {flawed}{ignored}")
             _draw_boxes(axes, image, boxes)
     figure.savefig(path)
 
@@ -206,7 +222,8 @@ def _draw_boxes(axes: Axes, image: np.ndarray, boxes: list[Box]) -> None:
         x, y, w, h = box.xywh
         color, contrast = COLORS[box.class_id % len(COLORS)]
         width, style = (1.5, "-") if box.matched else (3, "--")
-        frame = Rectangle((x, y), w, h, fill=False, ec=color, lw=width, ls=style)
+        hatch = "//" if box.crowd or box.ignored else None
+        frame = Rectangle((x, y), w, h, fill=False, ec=color, lw=width, ls=style, hatch=hatch)
         frame.set_path_effects([withStroke(linewidth=width + 1.5, foreground=contrast)])
         axes.add_patch(frame)
         # Labels stay inside the image: below the upper edge, to the left of the right one.

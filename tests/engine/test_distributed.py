@@ -5,7 +5,16 @@ import re
 import pytest
 import torch
 from detectron2.engine import default_argument_parser
-from jobs import KINDS, OBJECTS, build, command, gradients, run, train_and_save_gradients
+from jobs import (
+    KINDS,
+    OBJECTS,
+    build,
+    command,
+    gradients,
+    mark_crowds,
+    run,
+    train_and_save_gradients,
+)
 
 from pisa_d2.data import make_digits
 from pisa_d2.engine import EXIT_SAVED, launch
@@ -17,6 +26,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 def datasets(tmp_path_factory):
     root = tmp_path_factory.mktemp("datasets")
     make_digits(root, num_train=12, num_val=2)
+    mark_crowds(root)
     return root
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import hooks
-from jobs import digits_cfg
+from helpers import REGIONS_ON
+from jobs import digits_cfg, mark_crowds
 
 from pisa_d2.data import make_digits, register_digits
 from pisa_d2.engine import EXIT_SAVED, ResumableTrainer
@@ -17,6 +18,7 @@ NO_EVALUATION = ["DATASETS.TEST", "()"]
 def datasets(tmp_path_factory):
     root = tmp_path_factory.mktemp("datasets")
     make_digits(root, num_train=12, num_val=1)
+    mark_crowds(root)
     register_digits(root)
 
 
@@ -33,10 +35,11 @@ def load(folder, name="model_final.pth"):
     return torch.load(folder / name, weights_only=True)
 
 
-@pytest.mark.parametrize("seed", ["3", "-1"])
+@pytest.mark.parametrize(("seed", "regions"), [("3", REGIONS_ON), ("-1", [])])
 @pytest.mark.parametrize("num_workers", ["0", "2"])
-def test_a_resumed_run_ends_as_the_one_that_went_on(tmp_path, seed, num_workers):
+def test_a_resumed_run_ends_as_the_one_that_went_on(tmp_path, seed, regions, num_workers):
     options = ["SEED", seed, "DATALOADER.NUM_WORKERS", num_workers, "SOLVER.MAX_ITER", "5"]
+    options += regions
     train(tmp_path, *options)
     expected = load(tmp_path)
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")

@@ -8,6 +8,8 @@ from libra_models import CONFIGS, PROJECT, RCNN, RETINANET, load, new_cfg
 NAMES = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.glob("*/*.yaml"))
 METHOD = {
     "MODEL.BACKBONE.NAME": "build_libra_backbone",
+    "MODEL.PROPOSAL_GENERATOR.NAME": "PISARPN",
+    "MODEL.RPN.MAX_NEGATIVES_PER_POSITIVE": 5,
     "MODEL.ROI_HEADS.NAME": "PISAROIHeads",
     "MODEL.ROI_HEADS.POSITIVE_SAMPLER.NAME": "InstanceBalancedSampler",
     "MODEL.ROI_HEADS.NEGATIVE_SAMPLER.NAME": "IoUBalancedSampler",

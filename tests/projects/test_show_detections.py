@@ -65,8 +65,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return run
 
 
-def write_config(run: Path, test_sets: list[str]) -> None:
-    config = {"DATASETS": {"TEST": test_sets}, "KEY_OF_ANOTHER_PROJECT": 1}
+def write_config(run: Path, test_sets: list[str], model: dict | None = None) -> None:
+    config = {"DATASETS": {"TEST": test_sets}, "KEY_OF_ANOTHER_PROJECT": 1, "MODEL": model or {}}
     (run / "config.yaml").write_text(json.dumps(config))
 
 
@@ -101,6 +101,40 @@ def test_right_wrong_and_missed_are_told_apart(run: Path):
     pets, _ = show.load_pictures(run, num_images=6, min_score=0.4)
     assert [b.matched for b in pets.truth] == [True, True]
     assert [b.matched for b in pets.detections] == [False, True, True]
+
+
+def test_detections_in_a_crowd_are_ignored_and_with_regions_on_those_in_ignored_objects_too(
+    run: Path,
+):
+    pets, crowd = show.load_pictures(run, num_images=6, min_score=0.5)
+    assert [b.ignored for b in pets.detections + crowd.detections] == [False, False, True, True]
+    records = DatasetCatalog.get("pets")
+    for record in records:
+        for item in record["annotations"]:
+            item["ignore"] = 1
+    DatasetCatalog.pop("pets")
+    DatasetCatalog.register("pets", lambda: records)
+    for on in (False, True):
+        write_config(run, ["pets"], {"IGNORED_REGIONS": {"ENABLED": on}})
+        pets, _ = show.load_pictures(run, num_images=6, min_score=0.5)
+        assert [b.crowd for b in pets.truth] == [on, on]
+        assert [b.ignored for b in pets.detections] == [False, on]
+
+
+def test_crowds_and_what_they_take_are_hatched_and_counted(run: Path, tmp_path: Path):
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(show.Figure, "savefig", lambda figure, path: drawn.append(figure))
+        for picture in show.load_pictures(run, num_images=6, min_score=0.5):
+            show.draw([picture], tmp_path / "a.png", panel_width=4)
+    hatches = [[bool(p.get_hatch()) for a in f.axes for p in a.patches] for f in drawn]
+    assert hatches == [[False] * 4, [True] * 3]
+    titles = [axes.get_title() for figure in drawn for axes in figure.axes]
+    assert ["ignored (hatched)" in title for title in titles] == [False, False, True, True]
+    assert titles[2:] == [
+        "ground truth: 1, missed (dashed): 0, ignored (hatched): 1",
+        "detections: 2, wrong (dashed): 0, ignored (hatched): 2",
+    ]
 
 
 def test_an_object_is_found_once_and_by_the_best_overlap():

@@ -77,3 +77,34 @@ def test_wrong_arguments_are_named(words, message, config, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(monkeypatch, "--config-file", config, *words)
     assert message in capsys.readouterr().err
+
+
+def test_regions_are_hatched_and_what_is_ignored_is_counted(tmp_path, monkeypatch, capsys):
+    batch = random_batch([3])
+    register_images("crowded", tmp_path, batch)
+    [record] = DatasetCatalog.get("crowded")
+    height, width = record["height"], record["width"]
+    region = {"bbox": [0, 0, width // 2, height], "bbox_mode": 0, "category_id": 0, "iscrowd": 1}
+    record["annotations"].append(region)
+    DatasetCatalog.pop("crowded")
+    DatasetCatalog.register("crowded", lambda: [record])
+    drawn = []
+    monkeypatch.setattr(visualize.Figure, "savefig", lambda figure, path: drawn.append(figure))
+    rows = []
+    for on in (True, False):
+        opts = ["MODEL.IGNORED_REGIONS.ENABLED", on, "OUTPUT_DIR", str(tmp_path)]
+        cfg = small_cfg("DATASETS.TEST", ("crowded",), *opts)
+        (tmp_path / "config.yaml").write_text(cfg.dump())
+        run(monkeypatch, "--config-file", tmp_path / "config.yaml", "--strategies", "random")
+        rows.append(capsys.readouterr().out.splitlines()[:3])
+    DatasetCatalog.pop("crowded")
+    MetadataCatalog.pop("crowded")
+
+    hatched = [[bool(p.get_hatch()) for a in f.axes[:2] for p in a.patches] for f in drawn]
+    assert sum(hatched[0]) == 2 and not any(hatched[1])
+    (header, _, row), (plain, _, _) = rows
+    assert header.endswith("| ignored in regions, an image |") and "ignored" not in plain
+    num = int(row.split("|")[-2])
+    titles = [figure.axes[1].get_title() for figure in drawn]
+    assert titles[0].endswith(f"regions to ignore: 1, {num} proposals") and num > 0
+    assert "regions" not in titles[1]

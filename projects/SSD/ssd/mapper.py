@@ -8,6 +8,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from pisa_d2.config import check_range
+from pisa_d2.data.regions import REGION
+
+from .regions import make_regions
 
 
 class SSDMapper:
@@ -58,27 +61,35 @@ class SSDMapper:
 
         Returns:
             The same without annotations, with "image", uint8 (3, side, side), and "instances" with
-            ``gt_boxes`` and ``gt_classes``; crowds are left out.
+            ``gt_boxes`` and ``gt_classes``; crowds are left out. Objects of class ``REGION``, see
+            :class:`pisa_d2.data.KeepRegions`, are clipped where others would be dropped.
         """
         dataset_dict = copy.deepcopy(dataset_dict)
         array = utils.read_image(dataset_dict["file_name"], format="RGB")
         utils.check_image_size(dataset_dict, array)
-        objects = [x for x in dataset_dict.pop("annotations", []) if not x.get("iscrowd", 0)]
-        boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in objects]
+        annotations = [x for x in dataset_dict.pop("annotations", []) if not x.get("iscrowd", 0)]
+        objects = [x for x in annotations if x["category_id"] != REGION]
+        regions = [x for x in annotations if x["category_id"] == REGION]
+        size = array.shape[:2]
         sample = {
             "image": tv_tensors.Image(torch.tensor(array).permute(2, 0, 1)),
-            "boxes": tv_tensors.BoundingBoxes(
-                torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-                format="XYXY",
-                canvas_size=array.shape[:2],
-            ),
+            "boxes": tv_tensors.BoundingBoxes(_boxes_of(objects), format="XYXY", canvas_size=size),
             "labels": torch.tensor([x["category_id"] for x in objects], dtype=torch.int64),
+            "regions": make_regions(_boxes_of(regions), size),
         }
         sample = self.augment(sample)
         image = sample["image"].as_subclass(torch.Tensor).contiguous()
         instances = Instances(tuple(image.shape[1:]))
-        instances.gt_boxes = Boxes(sample["boxes"].as_subclass(torch.Tensor))
-        instances.gt_classes = sample["labels"]
+        boxes = [sample[name].as_subclass(torch.Tensor) for name in ("boxes", "regions")]
+        instances.gt_boxes = Boxes(torch.cat(boxes))
+        of_regions = torch.full((len(boxes[1]),), REGION, dtype=torch.int64)
+        instances.gt_classes = torch.cat([sample["labels"], of_regions])
         dataset_dict["image"] = image
         dataset_dict["instances"] = instances
         return dataset_dict
+
+
+def _boxes_of(annotations: list[dict]) -> torch.Tensor:
+    """Float32 (N, 4), XYXY in pixels."""
+    boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in annotations]
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)

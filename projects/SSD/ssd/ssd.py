@@ -22,8 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pisa_d2.attention import Positives
-from pisa_d2.config import check_range
+from pisa_d2.config import check_range, ignored_ioa_thresh
 from pisa_d2.ordering import at_least_float32
+from pisa_d2.regions import ignore_inside, warn_of_gaps
+from pisa_d2.samplers.candidates import is_positive
+from pisa_d2.scalars import log_ignored
+from pisa_d2.settings import check_ioa_thresh
 
 from .default_boxes import DefaultBoxes
 from .head import SSDHead
@@ -38,6 +42,8 @@ class SSD(DenseDetector):
     their ground truths; detections are in pixels of the original image.
     """
 
+    ignores_regions = True
+
     @configurable
     def __init__(
         self,
@@ -50,6 +56,7 @@ class SSD(DenseDetector):
         num_classes: int,
         negatives_per_positive: float = 3.0,
         smooth_l1_beta: float = 1.0,
+        ignored_ioa_thresh: float | None = None,
         test_score_thresh: float = 0.01,
         test_topk_candidates: int = 400,
         test_nms_thresh: float = 0.45,
@@ -68,6 +75,8 @@ class SSD(DenseDetector):
             num_classes: foreground classes.
             negatives_per_positive: how many negatives are trained on, image by image.
             smooth_l1_beta: where smooth L1 turns from quadratic to linear, in deltas.
+            ignored_ioa_thresh: negatives with at least this share of their area inside a region to
+                ignore are ignored, in (0, 1]; None to ignore no regions.
             test_score_thresh: detections score above it.
             test_topk_candidates: of each class, before NMS.
             test_nms_thresh: IoU above which a detection suppresses one of its class.
@@ -75,6 +84,8 @@ class SSD(DenseDetector):
             pixel_mean, pixel_std: see :class:`DenseDetector`.
         """
         features = list(backbone.output_shape())
+        if ignored_ioa_thresh is not None:
+            check_ioa_thresh("ignored_ioa_thresh", ignored_ioa_thresh)
         super().__init__(backbone, head, features, pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.default_boxes = default_boxes
         self.box2box_transform = box2box_transform
@@ -82,6 +93,7 @@ class SSD(DenseDetector):
         self.num_classes = num_classes
         self.negatives_per_positive = negatives_per_positive
         self.smooth_l1_beta = smooth_l1_beta
+        self.ignored_ioa_thresh = ignored_ioa_thresh
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
@@ -90,6 +102,7 @@ class SSD(DenseDetector):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         ssd = cfg.MODEL.SSD
+        warn_of_gaps(cfg)
         for key, high in (("SCORE_THRESH_TEST", 1), ("NMS_THRESH_TEST", 1)):
             check_range(f"MODEL.SSD.{key}", ssd[key], 0, high)
         for key in ("NEGATIVES_PER_POSITIVE", "SMOOTH_L1_BETA"):
@@ -111,6 +124,7 @@ class SSD(DenseDetector):
             "num_classes": ssd.NUM_CLASSES,
             "negatives_per_positive": ssd.NEGATIVES_PER_POSITIVE,
             "smooth_l1_beta": ssd.SMOOTH_L1_BETA,
+            "ignored_ioa_thresh": ignored_ioa_thresh(cfg),
             "test_score_thresh": ssd.SCORE_THRESH_TEST,
             "test_topk_candidates": ssd.TOPK_CANDIDATES_TEST,
             "test_nms_thresh": ssd.NMS_THRESH_TEST,
@@ -167,9 +181,9 @@ class SSD(DenseDetector):
             gt_instances: N, in pixels of the images as they came.
 
         Returns:
-            int64 (N, R), class of each default box, K for negatives; float (N, R, 4), box of its
-            object in the square image, and int64 (N, R), the object, unique over the batch: both
-            mean nothing for negatives.
+            int64 (N, R), class of each default box, K for negatives and -1 for ignored ones; float
+            (N, R, 4), box of its object in the square image, and int64 (N, R), the object, unique
+            over the batch: both mean nothing for others than positives.
         """
         side = self.default_boxes.image_size
         classes, gt_boxes, objects = [], [], []
@@ -179,15 +193,33 @@ class SSD(DenseDetector):
             boxes.scale(side / image.image_size[1], side / image.image_size[0])
             matches, labels = self.matcher(pairwise_iou(boxes, Boxes(default_boxes)))
             if len(image) == 0:
-                classes.append(torch.full_like(matches, self.num_classes))
+                own = torch.full_like(matches, self.num_classes)
                 gt_boxes.append(default_boxes)
             else:
-                own = image.gt_classes[matches]
-                classes.append(torch.where(labels == 1, own, self.num_classes))
+                own = torch.where(labels == 1, image.gt_classes[matches], self.num_classes)
                 gt_boxes.append(boxes.tensor[matches])
+            classes.append(own)
             objects.append(matches + first)
             first += len(image)
+        if self.ignored_ioa_thresh is not None:
+            classes = self._ignore_inside(classes, default_boxes, gt_instances)
         return torch.stack(classes), torch.stack(gt_boxes), torch.stack(objects)
+
+    def _ignore_inside(
+        self, classes: list[Tensor], default_boxes: Tensor, gt_instances: list[Instances]
+    ) -> list[Tensor]:
+        side, thresh = self.default_boxes.image_size, self.ignored_ioa_thresh
+        scaled = []
+        for image in gt_instances:  # regions are in pixels of the image as it came
+            boxes = Boxes(default_boxes.clone())
+            boxes.scale(image.image_size[1] / side, image.image_size[0] / side)
+            scaled.append(boxes.tensor)
+        ignored = [
+            ignore_inside(own, self.num_classes, boxes, image, thresh)
+            for own, boxes, image in zip(classes, scaled, gt_instances, strict=True)
+        ]
+        log_ignored("anchors", ignored, scaled, gt_instances, thresh)
+        return ignored
 
     def losses(
         self,
@@ -208,8 +240,11 @@ class SSD(DenseDetector):
             The losses of :meth:`positive_losses`, with the hard negatives added to ``loss_cls``,
             all divided by the number of positives of the batch; 0, with a graph, if it has none.
         """
-        positive = classes < self.num_classes
-        cls_losses = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none")
+        positive = is_positive(classes, self.num_classes)
+        negative = classes == self.num_classes
+        cls_losses = F.cross_entropy(
+            logits.flatten(0, 1), classes.flatten(), ignore_index=-1, reduction="none"
+        )
         # Copies to the host, as Detectron2's dense detectors do; nothing below does.
         rows = nonzero_tuple(positive.flatten())[0]
         boxes = default_boxes[rows % len(default_boxes)]
@@ -232,7 +267,7 @@ class SSD(DenseDetector):
             )
         )
         cls_losses = cls_losses.view_as(classes)
-        hard = hard_negatives(cls_losses, positive, self.negatives_per_positive)
+        hard = hard_negatives(cls_losses, positive, negative, self.negatives_per_positive)
         losses["loss_cls"] = losses["loss_cls"] + torch.where(hard, cls_losses, 0).sum()
         return {name: loss / max(len(rows), 1) for name, loss in losses.items()}
 

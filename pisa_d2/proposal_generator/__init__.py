@@ -1,0 +1,3 @@
+from .rpn import PISARPN
+
+__all__ = ["PISARPN"]
