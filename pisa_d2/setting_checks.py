@@ -4,18 +4,29 @@ import math
 
 from detectron2.config import CfgNode
 
+from .samplers import PROPOSAL_SAMPLER_REGISTRY, BatchSampler
 from .settings import check_count, check_positive, check_range
 
 _TWO_STAGE = ("GeneralizedRCNN", "PanopticFPN")
 _COCO_KEYPOINTS = 17  # of which the evaluation knows the standard deviations
 
 
+def _ignores_fraction(cfg: CfgNode) -> bool:
+    """Whether positives and negatives are chosen together, whatever the fraction."""
+    heads = cfg.MODEL.ROI_HEADS
+    name = heads.POSITIVE_SAMPLER.NAME
+    registered = name in PROPOSAL_SAMPLER_REGISTRY  # otherwise it is refused with the model
+    return heads.HARD_SAMPLER.JOINT or (
+        registered and issubclass(PROPOSAL_SAMPLER_REGISTRY.get(name), BatchSampler)
+    )
+
+
 def _check_samples(cfg: CfgNode, name: str) -> None:
     """The samples per image of RPN or ROI_HEADS: how many, and how many of them are positive."""
     size, fraction = cfg.MODEL[name].BATCH_SIZE_PER_IMAGE, cfg.MODEL[name].POSITIVE_FRACTION
     check_count(f"MODEL.{name}.BATCH_SIZE_PER_IMAGE", size, 1)
-    if name == "ROI_HEADS" and cfg.MODEL.ROI_HEADS.HARD_SAMPLER.JOINT:
-        return  # which ignores the fraction
+    if name == "ROI_HEADS" and _ignores_fraction(cfg):
+        return
     check_range(f"MODEL.{name}.POSITIVE_FRACTION", fraction, 0, 1)
     if int(size * fraction) == 0:
         way = f", or BATCH_SIZE_PER_IMAGE to at least {math.ceil(1 / fraction)}" if fraction else ""

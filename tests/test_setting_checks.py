@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from helpers import HEADS, small_cfg, small_retinanet_cfg
+from helpers import HEADS, sampled_by, small_cfg, small_retinanet_cfg
 
 from pisa_d2.setting_checks import check_settings
 
@@ -53,7 +53,14 @@ ACCEPTED = {
     "one positive": [f"{HEAD}.BATCH_SIZE_PER_IMAGE", 4, f"{HEAD}.POSITIVE_FRACTION", 0.25],
     "all positive": [f"{HEAD}.POSITIVE_FRACTION", 1.0],
     "a fraction that is ignored": [
-        *("MODEL.ROI_HEADS.HARD_SAMPLER.JOINT", True, f"{HEAD}.POSITIVE_FRACTION", 0.0)
+        f"{HEAD}.HARD_SAMPLER.JOINT",
+        True,
+        f"{HEAD}.POSITIVE_FRACTION",
+        0.0,
+    ],
+    "a fraction that a sampler of the whole batch ignores": [
+        *sampled_by("OHEMSampler", "OHEMSampler"),
+        *(f"{HEAD}.POSITIVE_FRACTION", 0.0),
     ],
     "a band to ignore": [f"{HEAD}.IOU_THRESHOLDS", [0.4, 0.5], f"{HEAD}.IOU_LABELS", [0, -1, 1]],
     "a cascade": CASCADE,

@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -168,8 +167,9 @@ def _spoil_val_image(root, content):
     ],
 )
 def test_what_would_fail_or_falsify_a_run_ends_it_before_the_first_step(
-    bad_datasets, tmp_path, spoil, opts, message
+    bad_datasets, tmp_path, monkeypatch, spoil, opts, message
 ):
+    from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.engine import default_argument_parser
 
     from pisa_d2.data import register_digits
@@ -183,10 +183,9 @@ def test_what_would_fail_or_falsify_a_run_ends_it_before_the_first_step(
     output = tmp_path / "run"
     words = [*SMALL, *opts, "OUTPUT_DIR", str(output)]
     args = default_argument_parser().parse_args(["--config-file", config, *words])
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        monkeypatch.setattr(catalog, "data", dict(catalog.data))
     register_digits(root)
-    try:
-        with pytest.raises(ValueError, match=message):
-            main(args)
-    finally:
-        register_digits(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+    with pytest.raises(ValueError, match=message):
+        main(args)
     assert not list(output.glob("metrics.json")) and not list(output.glob("*.pth"))

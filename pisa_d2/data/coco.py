@@ -13,6 +13,7 @@ from detectron2.utils.logger import log_first_n
 from pycocotools import mask
 
 from .coco_checks import check_coco
+from .mask_checks import MASK_FAULT
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def load_coco(json_file: str | os.PathLike, image_root: str | os.PathLike) -> li
     Returns:
         One dict per image in Detectron2's format, with contiguous classes in the order of the
         category ids. Objects marked ``ignore`` are kept and carry ``"ignore": 1``. An object whose
-        polygons are all unusable keeps its box and has no "segmentation".
+        polygons are all unusable keeps its box and has no "segmentation" but "mask_fault", the
+        reason, for which a model with masks drops it.
 
     Raises:
         ValueError: the file is not in COCO's format; with the entry, see :func:`check_coco`.
@@ -93,6 +95,8 @@ def _read_object(annotation: dict[str, Any], class_ids: dict[int, int]) -> dict[
     if annotation.get("ignore"):
         item["ignore"] = 1
     item["category_id"] = class_ids[annotation["category_id"]]
+    if MASK_FAULT in annotation:  # for check_masks: the object is not without a mask on purpose
+        item[MASK_FAULT] = annotation[MASK_FAULT]
     shape = annotation.get("segmentation")
     if isinstance(shape, dict):
         compressed = not isinstance(shape["counts"], list)

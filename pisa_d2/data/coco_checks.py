@@ -11,7 +11,7 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from .formats import format_of_json
-from .mask_checks import segmentation_fault
+from .mask_checks import MASK_FAULT, segmentation_fault
 from .messages import Warn, named
 
 
@@ -156,6 +156,7 @@ def _prepare_segmentations(annotations: list[dict], masks: bool, warn: Warn) -> 
                 continue
             if fault is not None:
                 del annotation["segmentation"]
+                annotation[MASK_FAULT] = fault
         kept.append(annotation)
     if dropped:
         warn(f"dropped {len(dropped)} object(s) without a usable mask: {named(dropped)}.")

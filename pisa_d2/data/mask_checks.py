@@ -8,6 +8,9 @@ import numpy as np
 from .messages import Warn, named
 from .objects import Objects
 
+# The key of an annotation that says why it was loaded without its mask.
+MASK_FAULT = "mask_fault"
+
 
 def segmentation_fault(segmentation: Any) -> str | None:
     """
@@ -44,7 +47,8 @@ def check_masks(objects: Objects, name: str, mask_format: str | None, warn: Warn
     """
     wanted = [i for i, crowd in enumerate(objects.crowds) if not crowd]
     masks: list[Any] = [annotation.get("segmentation") for annotation in objects.annotations]
-    without = [i for i in wanted if masks[i] is None or len(masks[i]) == 0]
+    faults = {i: objects.annotations[i].get(MASK_FAULT) for i in wanted}
+    without = [i for i in wanted if not faults[i] and (masks[i] is None or len(masks[i]) == 0)]
     if without:
         files = list(dict.fromkeys(objects.file(i) for i in without))
         some = "none" if len(without) == len(wanted) else f"{len(wanted) - len(without)}"
@@ -53,7 +57,7 @@ def check_masks(objects: Objects, name: str, mask_format: str | None, warn: Warn
             f"the model needs one of each: missing in {named(files)}. "
             "Add the masks, or set MODEL.MASK_ON False to train on boxes alone."
         )
-    coded = [i for i in wanted if not isinstance(masks[i], list)]
+    coded = [i for i in wanted if not faults[i] and not isinstance(masks[i], list)]
     if coded and mask_format == "polygon":
         raise ValueError(
             f"Dataset '{name}': {len(coded)} of {len(wanted)} masks are no polygons, as in "
@@ -71,7 +75,7 @@ def check_masks(objects: Objects, name: str, mask_format: str | None, warn: Warn
                 f"{list(masks[i]['size'])}, but the image has [height, width] = "
                 f"[{height:g}, {width:g}]. Correct the mask or the image's size."
             )
-    faults = {i: segmentation_fault(masks[i]) for i in wanted}
+    faults = {i: fault or segmentation_fault(masks[i]) for i, fault in faults.items()}
     bad = [f"a mask of {objects.file(i)} {fault}" for i, fault in faults.items() if fault]
     if not bad:
         return objects

@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from helpers import COCO, has_coco
 
+from pisa_d2.data.checks import Needs, check_dataset
 from pisa_d2.data.coco import load_coco, read_coco
 
 BOX = [10, 10, 30, 20]
@@ -100,7 +101,16 @@ def test_an_object_of_unusable_polygons_keeps_its_box(tmp_path: Path):
         annotation(segmentation=[[1, 2], POLYGON]),
     )
     assert first["bbox"] == BOX and "segmentation" not in first
+    assert "at least three points" in first["mask_fault"] and "mask_fault" not in second
     assert second["segmentation"] == [POLYGON]
+
+
+def test_a_model_with_masks_drops_an_object_of_unusable_polygons(tmp_path: Path, caplog):
+    path = write(tmp_path, annotation(segmentation=[[1, 2]]), annotation(segmentation=[POLYGON]))
+    records = [{**r, "file_name": f"s3://{r['file_name']}"} for r in load_coco(path, "images")]
+    checked = check_dataset(records, "masked", Needs(train=True, masks="polygon"))
+    assert [len(record["annotations"]) for record in checked] == [0, 1]
+    assert "dropped 1 object(s) without a usable mask" in caplog.text
 
 
 def test_annotations_of_images_that_are_not_listed_are_counted(
