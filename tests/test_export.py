@@ -78,7 +78,10 @@ def own_heads_with_own_samplers():
     class OwnHeads(PISAROIHeads):
         pass
 
-    return ["MODEL.ROI_HEADS.NAME", "OwnHeads", *sampled_by("OwnSampler", "OwnSampler")]
+    return [
+        *("MODEL.ROI_HEADS.NAME", "OwnHeads", *sampled_by("OwnSampler", "OwnSampler")),
+        *("MODEL.PROPOSAL_GENERATOR.NAME", "PISARPN", "MODEL.IGNORED_REGIONS.ENABLED", True),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["masks", "own", pytest.param("joint", marks=pytest.mark.slow)])

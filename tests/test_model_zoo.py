@@ -13,7 +13,7 @@ LAZY = "LazyConfig/COCO/pisa_faster_rcnn_R_50_FPN_1x.py"
 # Names that users rely on: more may be added, and none is removed without a breaking release.
 PUBLIC = {
     *("PISAMixin", "PISAROIHeads", "PISARes5ROIHeads", "PISACascadeROIHeads"),
-    *("PISAFastRCNNOutputLayers", "PISARetinaNet", "add_pisa_config"),
+    *("PISAFastRCNNOutputLayers", "PISARetinaNet", "PISARPN", "add_pisa_config"),
     *("ISR", "NegativeISR", "CARL", "BalancedL1"),
     *("RandomSampler", "InstanceBalancedSampler", "IoUBalancedSampler"),
     *("HardSampler", "IoUHLRSampler", "ScoreHLRSampler", "OHEMSampler"),
