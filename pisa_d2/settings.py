@@ -79,8 +79,8 @@ def check_ioa_thresh(name: str, value: Any) -> None:
     Raises:
         SettingError: ``value`` is not a number in (0, 1].
     """
-    check_positive(name, value)
-    check_range(name, value, 0, 1)
+    if not _is_number(value) or not 0 < value <= 1:
+        raise SettingError(name, value, "it must be above 0 and at most 1")
 
 
 def check_count(name: str, value: Any, low: int) -> None:

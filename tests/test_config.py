@@ -28,9 +28,11 @@ from pisa_d2.config import (
     NegativeISR,
     balanced_l1_settings,
     focal_gamma,
+    ignored_ioa_thresh,
     pisa_settings,
 )
 from pisa_d2.matcher import build_proposal_matcher
+from pisa_d2.proposal_generator.rpn import build_anchor_sampler
 from pisa_d2.roi_heads.adoption import PISASettings
 from pisa_d2.samplers import PairSampler, build_batch_sampler
 
@@ -99,8 +101,11 @@ def test_every_key_of_the_samplers_and_the_loss_is_read():
         sampler = build_batch_sampler(cfg)
         is_pair = isinstance(sampler, PairSampler)
         samplers = [sampler.positive, sampler.negative] if is_pair else [sampler]
+        rpn = build_anchor_sampler(cfg)
+        samplers += [rpn.positive, rpn.negative]
         parts = [(type(part), vars(part)) for part in (matcher, *samplers)]
-        return [*parts, focal_gamma(cfg), balanced_l1_settings(cfg, *BOX_HEAD)]
+        others = [rpn.max_negatives_per_positive, ignored_ioa_thresh(cfg), focal_gamma(cfg)]
+        return [*parts, *others, balanced_l1_settings(cfg, *BOX_HEAD)]
 
     heads, focal = "MODEL.ROI_HEADS", "MODEL.ROI_BOX_HEAD.FOCAL_LOSS"
     negative = f"{heads}.NEGATIVE_SAMPLER"
@@ -117,6 +122,14 @@ def test_every_key_of_the_samplers_and_the_loss_is_read():
         f"{negative}.SCORE_HLR.SCORE_THRESH": (score_hlr, 0.1),
         f"{heads}.HARD_SAMPLER.JOINT": (hard, True),
         f"{heads}.HARD_SAMPLER.NMS_THRESH": ([*hard, f"{heads}.HARD_SAMPLER.JOINT", True], 0.1),
+        f"{RPN}.POSITIVE_SAMPLER.NAME": ([], "InstanceBalancedSampler"),
+        f"{RPN}.NEGATIVE_SAMPLER.NAME": (RPN_BALANCED, "RandomSampler"),
+        f"{RPN}.NEGATIVE_SAMPLER.IOU_BALANCED.NUM_BINS": (RPN_BALANCED, 5),
+        f"{RPN}.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_THRESH": (RPN_BALANCED, 0.1),
+        f"{RPN}.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_FRACTION": (RPN_BALANCED, 0.5),
+        f"{RPN}.MAX_NEGATIVES_PER_POSITIVE": ([], 3),
+        "MODEL.IGNORED_REGIONS.ENABLED": ([], True),
+        "MODEL.IGNORED_REGIONS.IOA_THRESH": (["MODEL.IGNORED_REGIONS.ENABLED", True], 0.3),
         f"{focal}.ENABLED": ([], True),
         f"{focal}.GAMMA": ([f"{focal}.ENABLED", True], 1.0),
         "MODEL.BALANCED_L1.ALPHA": ([], 0.25),
@@ -169,6 +182,8 @@ HEADS = "MODEL.ROI_HEADS"
 NEGATIVE = f"{HEADS}.NEGATIVE_SAMPLER"
 BALANCED = [f"{NEGATIVE}.NAME", "IoUBalancedSampler"]
 SCORE_HLR = [f"{NEGATIVE}.NAME", "ScoreHLRSampler"]
+RPN = "MODEL.RPN"
+RPN_BALANCED = [f"{RPN}.NEGATIVE_SAMPLER.NAME", "IoUBalancedSampler"]
 HARD = sampled_by("HardSampler", "HardSampler")
 OHEM = [*HARD, f"{HEADS}.HARD_SAMPLER.JOINT", True]
 UNIT = r"in \[0, 1\]"
@@ -188,17 +203,17 @@ NUMBERS = {
     "MODEL.ROI_BOX_HEAD.FOCAL_LOSS.GAMMA": ([], -0.1, None, FROM_0),
     "MODEL.BALANCED_L1.ALPHA": ([], 0.0, None, "finite and above 0"),
     "MODEL.BALANCED_L1.GAMMA": ([], 0.0, 20.5, r"in \[0.0005, 20\]"),
-    f"{NEGATIVE}.IOU_BALANCED.NUM_BINS": (
-        BALANCED,
-        0,
-        None,
-        "(finite and at least 1|a whole number)",
-    ),
+    f"{NEGATIVE}.IOU_BALANCED.NUM_BINS": (BALANCED, 0, None, FROM_1),
     f"{NEGATIVE}.IOU_BALANCED.FLOOR_THRESH": (BALANCED, -1.1, 1.1, r"in \[-1, 1\]"),
     f"{NEGATIVE}.IOU_BALANCED.FLOOR_FRACTION": (BALANCED, -0.1, 1.1, UNIT),
     f"{NEGATIVE}.SCORE_HLR.NMS_THRESH": (SCORE_HLR, -0.1, 1.1, UNIT),
     f"{NEGATIVE}.SCORE_HLR.SCORE_THRESH": (SCORE_HLR, -0.1, 1.1, UNIT),
     f"{HEADS}.HARD_SAMPLER.NMS_THRESH": (OHEM, -0.1, 1.1, UNIT),
+    f"{RPN}.NEGATIVE_SAMPLER.IOU_BALANCED.NUM_BINS": (RPN_BALANCED, 0, None, FROM_1),
+    f"{RPN}.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_THRESH": (RPN_BALANCED, -1.1, 1.1, r"in \[-1, 1\]"),
+    f"{RPN}.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_FRACTION": (RPN_BALANCED, -0.1, 1.1, UNIT),
+    f"{RPN}.MAX_NEGATIVES_PER_POSITIVE": ([], -2, None, FROM_1),
+    "MODEL.IGNORED_REGIONS.IOA_THRESH": ([], 0.0, 1.1, "above 0 and at most 1"),
 }
 FLAGS = {
     "MODEL.PISA.ISR_P.ENABLED": [],
@@ -206,9 +221,13 @@ FLAGS = {
     "MODEL.PISA.CARL.ENABLED": [],
     "MODEL.ROI_BOX_HEAD.FOCAL_LOSS.ENABLED": [],
     f"{HEADS}.HARD_SAMPLER.JOINT": HARD,
+    "MODEL.IGNORED_REGIONS.ENABLED": [],
 }
 CHOICES = {"MODEL.PISA.ISR_P.N_MAX": "choose one of ['shared', 'class']"}
-NAMES = [f"{HEADS}.PROPOSAL_MATCHER", f"{HEADS}.POSITIVE_SAMPLER.NAME", f"{NEGATIVE}.NAME"]
+NAMES = [
+    *(f"{HEADS}.PROPOSAL_MATCHER", f"{HEADS}.POSITIVE_SAMPLER.NAME", f"{NEGATIVE}.NAME"),
+    *(f"{RPN}.POSITIVE_SAMPLER.NAME", f"{RPN}.NEGATIVE_SAMPLER.NAME"),
+]
 
 
 def set_in_python(base, key, value):
@@ -228,6 +247,8 @@ def read_all(cfg):
     balanced_l1_settings(cfg, *BOX_HEAD)
     build_proposal_matcher(cfg)
     build_batch_sampler(cfg)
+    build_anchor_sampler(cfg)
+    ignored_ioa_thresh(cfg)
 
 
 def test_each_key_is_in_the_tests_of_wrong_values():
@@ -240,7 +261,7 @@ def test_each_key_is_in_the_tests_of_wrong_values():
 def test_a_number_out_of_range_or_none_at_all_is_refused(key):
     base, below, above, allowed = NUMBERS[key]
     no_numbers = [math.nan, math.inf, -math.inf, 10**400, "0.5", "", None, True, [0.5], {}]
-    if key.endswith("NUM_BINS"):
+    if key.endswith(("NUM_BINS", "MAX_NEGATIVES_PER_POSITIVE")):
         no_numbers += [2.5, 3.0]
     read_all(new_cfg(*base))
     for value in [x for x in (below, above) if x is not None] + no_numbers:

@@ -12,6 +12,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.testing import assert_instances_allclose, convert_scripted_instances
 from helpers import (
     HEADS,
+    REGIONS_ON,
     ROOT,
     random_batch,
     sampled_by,
@@ -87,7 +88,7 @@ def own_heads_with_own_samplers():
 @pytest.mark.parametrize("kind", ["masks", "own", pytest.param("joint", marks=pytest.mark.slow)])
 def test_heads_script_with_any_sampler(kind, registries):
     opts = {
-        "masks": lambda: [*MASKS, *PREDICTED],
+        "masks": lambda: [*MASKS, *PREDICTED, *REGIONS_ON],
         "own": own_heads_with_own_samplers,
         "joint": lambda: JOINT,
     }[kind]()
@@ -123,7 +124,7 @@ def test_retinanet_scripts():
 
 @pytest.mark.parametrize("name", HEADS)
 def test_heads_trace_with_samplers_that_need_predictions(name):
-    model = build(small_cfg(*FEW, *HEADS[name], *PREDICTED))
+    model = build(small_cfg(*FEW, *HEADS[name], *PREDICTED, *REGIONS_ON))
     image = random_image()
     adapter = TracingAdapter(model, image, detect).eval()
     with torch.no_grad():

@@ -74,8 +74,7 @@ class KeepRegions:
             dataset_dict: of one image, in Detectron2's format.
 
         Returns:
-            What the mapper makes of it. The regions are beside its "instances", clipped to the
-            image; those outside are gone.
+            The mapper's inputs, whose "instances" carry the regions in addition to the objects.
         """
         annotations = dataset_dict.get("annotations")
         if annotations is not None:
@@ -119,6 +118,5 @@ def _split(instances: Instances) -> TargetsWithRegions:
     is_object = instances.gt_classes != REGION
     objects = instances[is_object]
     regions = Boxes(instances.gt_boxes.tensor[~is_object])
-    regions.clip(instances.image_size)
     regions = regions[regions.nonempty()]
     return TargetsWithRegions(instances.image_size, regions, **objects.get_fields())

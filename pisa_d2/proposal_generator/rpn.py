@@ -14,17 +14,15 @@ from ..matcher import match_by_iou
 from ..regions import ignore_inside, warn_of_gaps
 from ..samplers import (
     PROPOSAL_SAMPLER_REGISTRY,
+    BatchSampler,
     Candidates,
     PairSampler,
-    ProposalSampler,
     Quota,
     RandomSampler,
     build_proposal_sampler,
 )
 from ..scalars import log_ignored
 from ..settings import SettingError, check_count, check_ioa_thresh
-
-_KINDS = ("positive_sampler", "negative_sampler")
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -36,8 +34,7 @@ class PISARPN(RPN):
     samplers, no limit and no regions, so are the random draws.
 
     Attributes:
-        sampler: the :class:`pisa_d2.samplers.PairSampler` that chooses the anchors.
-        ignored_ioa_thresh: see :meth:`__init__`.
+        sampler, ignored_ioa_thresh: see :meth:`__init__`.
     """
 
     ignores_regions = True
@@ -46,54 +43,38 @@ class PISARPN(RPN):
     def __init__(
         self,
         *,
-        positive_sampler: ProposalSampler | None = None,
-        negative_sampler: ProposalSampler | None = None,
-        max_negatives_per_positive: float | None = None,
+        sampler: BatchSampler | None = None,
         ignored_ioa_thresh: float | None = None,
         **kwargs: Any,
     ) -> None:
         """
         Args:
-            positive_sampler, negative_sampler: choose among the positive, and the negative,
-                anchors of each image; at random by default.
-            max_negatives_per_positive: see :class:`pisa_d2.samplers.PairSampler`.
+            sampler: chooses the anchors of the batch; at random by default. To it, positives are of
+                class 0, of one.
             ignored_ioa_thresh: negatives with at least this share of their area inside a region to
                 ignore are ignored, in (0, 1]; None to ignore no regions.
             kwargs: arguments of :class:`RPN`.
 
         Raises:
-            ValueError: a sampler needs predictions or does not serve its kind, or a number is out
-                of its range.
+            ValueError: the sampler needs predictions, or ``ignored_ioa_thresh`` is out of its
+                range.
         """
         super().__init__(**kwargs)
-        for name, sampler in zip(_KINDS, (positive_sampler, negative_sampler), strict=True):
-            if sampler is not None and sampler.needs_predictions:
-                raise _needs_predictions(name, type(sampler).__name__)
+        if sampler is None:
+            sampler = PairSampler(positive=RandomSampler(), negative=RandomSampler())
+        if sampler.needs_predictions:
+            raise _needs_predictions("sampler", str(sampler))
         if ignored_ioa_thresh is not None:
             check_ioa_thresh("ignored_ioa_thresh", ignored_ioa_thresh)
-        self.sampler = PairSampler(
-            positive=positive_sampler or RandomSampler(),
-            negative=negative_sampler or RandomSampler(),
-            max_negatives_per_positive=max_negatives_per_positive,
-        )
+        self.sampler = sampler
         self.ignored_ioa_thresh = ignored_ioa_thresh
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        for name in _KINDS:
-            key = f"MODEL.RPN.{name.upper()}.NAME"
-            named = cfg.MODEL.RPN[name.upper()].NAME
-            sampler = look_up(PROPOSAL_SAMPLER_REGISTRY, key, named)
-            if sampler.needs_predictions:
-                raise _needs_predictions(key, named)
         warn_of_gaps(cfg)
-        limit = cfg.MODEL.RPN.MAX_NEGATIVES_PER_POSITIVE
-        if limit != -1:
-            check_count("MODEL.RPN.MAX_NEGATIVES_PER_POSITIVE", limit, 1)
         return {
             **super().from_config(cfg, input_shape),
-            **{name: build_proposal_sampler(cfg, name.upper(), "MODEL.RPN") for name in _KINDS},
-            "max_negatives_per_positive": None if limit == -1 else limit,
+            "sampler": build_anchor_sampler(cfg),
             "ignored_ioa_thresh": ignored_ioa_thresh(cfg),
         }
 
@@ -138,6 +119,32 @@ class PISARPN(RPN):
             (1 - labels.long()).masked_fill(labels == -1, -1),
             negative_range=match.negative_range,
         )
+
+
+def build_anchor_sampler(cfg: CfgNode) -> PairSampler:
+    """
+    What chooses the anchors of :class:`PISARPN`, by ``MODEL.RPN.POSITIVE_SAMPLER``,
+    ``NEGATIVE_SAMPLER`` and ``MAX_NEGATIVES_PER_POSITIVE``.
+
+    Raises:
+        ValueError: a sampler needs predictions; a number is out of its range; or see
+            :func:`pisa_d2.samplers.build_proposal_sampler`.
+    """
+    samplers = {}
+    for kind in ("positive", "negative"):
+        node = f"{kind.upper()}_SAMPLER"
+        key, name = f"MODEL.RPN.{node}.NAME", cfg.MODEL.RPN[node].NAME
+        if look_up(PROPOSAL_SAMPLER_REGISTRY, key, name).needs_predictions:
+            raise _needs_predictions(key, name)
+        samplers[kind] = build_proposal_sampler(cfg, node, "MODEL.RPN")
+    limit = cfg.MODEL.RPN.MAX_NEGATIVES_PER_POSITIVE
+    if limit != -1:
+        check_count("MODEL.RPN.MAX_NEGATIVES_PER_POSITIVE", limit, 1)
+    return PairSampler(
+        positive=samplers["positive"],
+        negative=samplers["negative"],
+        max_negatives_per_positive=None if limit == -1 else limit,
+    )
 
 
 def _needs_predictions(name: str, sampler: str) -> SettingError:

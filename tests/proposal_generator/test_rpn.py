@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 from helpers import random_batch, random_boxes, small_cfg, stock
 
 from pisa_d2 import PISARPN, PROPOSAL_SAMPLER_REGISTRY, ProposalSampler
-from pisa_d2.samplers import HardSampler
+from pisa_d2.samplers import HardSampler, PairSampler, RandomSampler
 
 pytestmark = pytest.mark.usefixtures("storage")
 
@@ -100,8 +100,9 @@ def test_a_sampler_that_needs_the_box_head_is_refused_with_the_reason(kind, name
     assert f"MODEL.RPN.{kind}.NAME = '{name}' is not allowed" in text
     assert "predictions of the box head, which come after the RPN" in text
     assert "'IoUBalancedSampler'" in text and "HardSampler'" not in text.split("allowed")[1]
-    with pytest.raises(ValueError, match="negative_sampler = 'HardSampler' is not allowed"):
-        PISARPN(**{**arguments(), "negative_sampler": HardSampler()})
+    sampler = PairSampler(positive=RandomSampler(), negative=HardSampler())
+    with pytest.raises(ValueError, match="HardSampler .negatives.' is not allowed"):
+        PISARPN(**{**arguments(), "sampler": sampler})
 
 
 def arguments():
