@@ -1,23 +1,27 @@
 """
-Prime Sample Attention over the positives of a batch, for every kind of detector: ISR-P and CARL
-(https://arxiv.org/abs/1904.04821).
+Prime Sample Attention over a batch (https://arxiv.org/abs/1904.04821): ISR-P and CARL over the
+positives, for every kind of detector; ISR-P and ISR-N over all samples, for two-stage ones.
 
 Shape shorthand in this module:
 
-    P: number of positives of all images
+    R: number of samples of all images
+    P: number of positives among them
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor
 
 from .boxes import box_iou
-from .isr import positive_weights
-from .reweighting import carl_weights
-from .scalars import log_positives
-from .settings import CARL, ISR
+from .hlr import hierarchical_local_rank
+from .isr import negative_weights, positive_weights, weights_of_positive_ranks
+from .ranking import ImageLayout, groups_of_eligible, last_ranks
+from .reweighting import carl_weights, importance
+from .scalars import is_time, log_negatives, log_positives
+from .settings import CARL, ISR, NegativeISR
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,123 @@ class Positives:
     probs: Tensor
     cls_losses: Tensor
     box_losses: Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """
+    The sampled proposals of a batch, image after image; boxes are XYXY in pixels.
+
+    Attributes:
+        layout: of the images.
+        boxes: floating (R, 4), the proposals.
+        gt_boxes: floating (R, 4), the boxes of the matched objects; any for negatives.
+        objects: int64 (R,), the matched object, unique over the batch; any for negatives.
+        classes: int64 (R,), its class, from 0; any other number for negatives.
+        deltas: floating (R, 4), predicted for the class of a positive, and for the highest-scored
+            class of a negative.
+        scores: floating (R,), highest foreground probability.
+        cls_losses: floating (R,).
+        positives: int64 (P,), the indices of positives.
+        negative: bool (R,).
+        ranked: bool (R,), the negatives that ISR-N ranks; read by it alone.
+        negative_importance: float (R,), see :func:`pisa_d2.reweighting.importance`, of negatives
+            that their sampler ranked; None where ISR-N ranks them.
+    """
+
+    layout: ImageLayout
+    boxes: Tensor
+    gt_boxes: Tensor
+    objects: Tensor
+    classes: Tensor
+    deltas: Tensor
+    scores: Tensor
+    cls_losses: Tensor
+    positives: Tensor
+    negative: Tensor
+    ranked: Any = None  # a tensor with ISR-N
+    negative_importance: Tensor | None = None
+
+
+@torch.no_grad()
+def isr_weights(
+    isr_p: ISR | None,
+    isr_n: NegativeISR | None,
+    samples: Samples,
+    positives: Positives,
+    box2box_transform: Box2BoxTransform,
+) -> Tensor:
+    """
+    Weights of all samples' classification losses, which are ranked in one pass: positives by the
+    IoU of their regressed boxes in each class, negatives by their score in each image.
+
+    Args:
+        positives: those among the samples.
+
+    Returns:
+        (R,), keeping the sum of the losses of positives and of negatives; 1 for a kind that is not
+        weighted, and for samples of neither kind.
+    """
+    boxes = box2box_transform.apply_deltas(samples.deltas, samples.boxes)
+    ious = box_iou(boxes, samples.gt_boxes)
+    ranks = rank_samples(samples, boxes, ious, None if isr_n is None else isr_n.nms_thresh)
+    if isr_n is None:
+        weights = torch.ones_like(samples.cls_losses)
+    else:
+        own = _weights_of_negatives(isr_n, samples, ranks)
+        weights = torch.where(samples.negative, own, 1.0)
+    if isr_p is not None:
+        rows = samples.positives
+        own = weights_of_positive_ranks(
+            ranks[rows],
+            positives.classes,
+            positives.cls_losses,
+            gamma=isr_p.gamma,
+            beta=isr_p.beta,
+            n_max=isr_p.n_max,
+        )
+        if is_time():
+            log_positives(ious[rows], samples.objects[rows], positives.probs, own)
+        weights = weights.index_copy(0, rows, own.to(weights.dtype))
+    return weights
+
+
+def rank_samples(samples: Samples, boxes: Tensor, ious: Tensor, nms_thresh: float | None) -> Tensor:
+    """
+    IoU-HLR of positives in each class, and Score-HLR of negatives in each image.
+
+    Args:
+        boxes: floating (R, 4), the regressed boxes.
+        ious: floating (R,), their IoU with the matched object.
+        nms_thresh: IoU above which boxes of negatives form a group; None to leave negatives out.
+
+    Returns:
+        int64 (R,); without a meaning for what has no rank: negatives that are left out, whose
+        score is too low, or that their sampler ranked.
+    """
+    values, groups, partitions = ious, samples.objects, samples.classes
+    if nms_thresh is not None and samples.negative_importance is None:
+        negative, ranked, scores = samples.negative, samples.ranked, samples.scores
+        clusters = groups_of_eligible(boxes, scores, ranked, samples.layout, nms_thresh)
+        values = torch.where(negative, scores, values)
+        groups = torch.where(negative, clusters, groups)
+        # Images are partitions too, of numbers that are no class.
+        partitions = torch.where(ranked, -2 - samples.layout.images, partitions)
+    return hierarchical_local_rank(values, groups, partitions)
+
+
+def _weights_of_negatives(isr_n: NegativeISR, samples: Samples, ranks: Tensor) -> Tensor:
+    """(R,), without a meaning for other samples."""
+    negative, ranked, layout = samples.negative, samples.ranked, samples.layout
+    of_negatives = samples.negative_importance
+    if of_negatives is None:
+        ranks = torch.where(ranked, ranks, last_ranks(ranked, layout))
+        of_negatives = importance(ranks, layout.counts(negative).max())
+    weights = negative_weights(
+        of_negatives, negative, samples.cls_losses, gamma=isr_n.gamma, beta=isr_n.beta
+    )
+    log_negatives(samples.scores, negative, ranked, weights, len(layout.num_samples))
+    return weights
 
 
 @torch.no_grad()
@@ -74,4 +195,5 @@ def carl_loss(carl: CARL, positives: Positives) -> Tensor:
         (), the classification-aware regression loss summed over the positives.
     """
     weights = carl_weights(positives.probs, carl.gamma, carl.beta)
-    return carl.loss_weight * (weights * positives.box_losses).sum()
+    loss = (weights * positives.box_losses).sum()
+    return loss if carl.loss_weight == 1 else carl.loss_weight * loss

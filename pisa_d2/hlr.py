@@ -12,22 +12,21 @@ import torch
 from torch import Tensor
 
 from .boxes import nms_groups
-from .ordering import descending_order, gather_rows, refine_order
+from .ordering import descending_order, gather_rows, refine_order, sort_in_order
 
 __all__ = ["hierarchical_local_rank", "local_rank", "nms_groups"]
 
 
-def _run_starts(*sorted_keys: Tensor) -> Tensor:
-    """True (N,) where a run of samples equal in all keys begins."""
-    starts = torch.ones_like(sorted_keys[0], dtype=torch.bool)
-    starts[1:] = torch.stack([keys[1:] != keys[:-1] for keys in sorted_keys]).any(dim=0)
-    return starts
+def _run_starts(sorted_keys: Tensor, index: Tensor) -> Tensor:
+    """
+    Index (*, N) of the first sample of the run of equal keys (*, N) that each sample is in.
 
-
-def _position_in_run(starts: Tensor) -> Tensor:
-    """Position (N,), from 0, of each sample in its run."""
-    index = torch.arange(len(starts), device=starts.device)
-    return index - (index * starts).cummax(dim=0).values
+    Args:
+        index: int64 (N,), 0, 1, 2, ...
+    """
+    starts = torch.zeros_like(sorted_keys, dtype=torch.int64)
+    starts[..., 1:] = index[1:] * (sorted_keys[..., 1:] != sorted_keys[..., :-1])
+    return starts.cummax(dim=-1).values
 
 
 def _inverse(order: Tensor, values: Tensor) -> Tensor:
@@ -58,8 +57,9 @@ def local_rank(values: Tensor, groups: Tensor) -> Tensor:
     _check_shapes(values=values, groups=groups)
     if values.numel() == 0:
         return torch.zeros_like(groups, dtype=torch.int64)
-    order = refine_order(descending_order(values), groups)
-    return _inverse(order, _position_in_run(_run_starts(gather_rows(groups, order))))
+    order, sorted_groups = sort_in_order(descending_order(values), groups)
+    index = torch.arange(len(order), device=order.device)
+    return _inverse(order, index - _run_starts(sorted_groups, index))
 
 
 def hierarchical_local_rank(
@@ -91,19 +91,21 @@ def hierarchical_local_rank(
     if values.numel() == 0:
         return torch.zeros_like(groups, dtype=torch.int64)
     by_value = descending_order(values)
-    order = refine_order(by_value, groups)
+    order, sorted_groups = sort_in_order(by_value, groups)
+    index = torch.arange(len(order), device=order.device)
     if partitions is None:
-        partition_ids = torch.zeros_like(order)
-        in_group = _position_in_run(_run_starts(gather_rows(groups, order)))
+        group_starts = _run_starts(sorted_groups, index)
+        partition_starts = torch.zeros_like(group_starts)
     else:
-        order = refine_order(order, partitions)
-        starts = _run_starts(gather_rows(partitions, order))
-        partition_ids = _inverse(order, starts.cumsum(dim=0) - 1)
-        in_group = _position_in_run(
-            _run_starts(gather_rows(partitions, order), gather_rows(groups, order))
-        )
-    # One integer key for (partition, local rank); the value decides between equal keys through
-    # the stable sort, not by being added to the key, which would cost it its last digits.
-    keys = partition_ids * len(order) + _inverse(order, in_group)
-    order = refine_order(by_value, keys)
-    return _inverse(order, _position_in_run(_run_starts(gather_rows(partition_ids, order))))
+        order, sorted_partitions = sort_in_order(order, partitions)
+        keys = torch.stack([sorted_partitions, gather_rows(groups, order)])
+        starts = _run_starts(keys, index)
+        # A run of one group ends where its partition does.
+        partition_starts, group_starts = starts[0], starts.amax(dim=0)
+    # One integer key for (partition, local rank), since no local rank reaches the size of its
+    # partition; the value decides between equal keys through the stable sort, not by being added
+    # to the key, which would cost it its last digits.
+    local_ranks = index - group_starts
+    order_by_rank = refine_order(by_value, _inverse(order, partition_starts + local_ranks))
+    # Partitions come in the same sequence in both orders.
+    return _inverse(order_by_rank, index - partition_starts)

@@ -39,9 +39,25 @@ def positive_weights(
     Returns:
         (P,), keeping the sum of the losses.
     """
-    if len(ious) == 0:
-        return torch.ones_like(losses)
     ranks = hierarchical_local_rank(ious, objects, classes)
+    return weights_of_positive_ranks(ranks, classes, losses, gamma=gamma, beta=beta, n_max=n_max)
+
+
+def weights_of_positive_ranks(
+    ranks: Tensor, classes: Tensor, losses: Tensor, *, gamma: float, beta: float, n_max: str
+) -> Tensor:
+    """
+    ISR-P of positives that are ranked already.
+
+    Args:
+        ranks: int64 (P,), IoU-HLR in the class.
+        classes, losses, gamma, beta, n_max: see :func:`positive_weights`.
+
+    Returns:
+        (P,), keeping the sum of the losses.
+    """
+    if len(ranks) == 0:
+        return torch.ones_like(losses)
     # The largest class has the highest rank.
     of_class = n_max == "class"
     num = (classes[:, None] == classes).sum(dim=1) if of_class else ranks.max() + 1

@@ -23,4 +23,10 @@ def gather_rows(values: Tensor, order: Tensor) -> Tensor:
 
 def refine_order(order: Tensor, keys: Tensor) -> Tensor:
     """Sort by ``keys``; samples of equal key stay in the sequence of ``order``."""
-    return gather_rows(order, gather_rows(keys, order).sort(stable=True).indices)
+    return sort_in_order(order, keys)[0]
+
+
+def sort_in_order(order: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`refine_order`, and the keys in that order."""
+    sorted_keys, rows = gather_rows(keys, order).sort(stable=True)
+    return gather_rows(order, rows), sorted_keys

@@ -1,60 +1,95 @@
 """
-Ranks of the samples of a batch of images.
+Samples of a batch of images, and their ranks.
 
 Shape shorthand in this module:
 
     B: number of images
     R: number of samples of all images, image after image
+    L: the largest number of samples of an image
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from .boxes import nms_groups
+from .devices import suits_gpu
 from .hlr import hierarchical_local_rank
+from .ordering import gather_rows
 
 
-def image_indices(num_samples: Sequence[int], device: torch.device) -> Tensor:
+def repeated(numbers: Sequence[int], times: Sequence[int], device: torch.device) -> Tensor:
     """
+    Numbers of the host, each as often as ``times`` says, without a copy from the host.
+
     Args:
-        num_samples: number of samples of each of the B images.
+        numbers: at least 0.
 
     Returns:
-        int64 (R,), the image of each sample.
+        int64 (sum of times,).
     """
-    images = [torch.full((n,), i, device=device) for i, n in enumerate(num_samples)]
-    return torch.cat(images) if images else torch.zeros(0, dtype=torch.int64, device=device)
+    if not numbers:
+        return torch.zeros(0, dtype=torch.int64, device=device)
+    every = torch.arange(max(numbers) + 1, device=device)
+    return torch.cat([every[n].expand(k) for n, k in zip(numbers, times, strict=True)])
 
 
-def count(indices: Tensor, selected: Tensor, size: int) -> Tensor:
-    """Number (size,) of selected samples of each index in [0, size), without a copy to the host."""
-    return torch.zeros(size, dtype=torch.int64, device=indices.device).scatter_add_(
-        0, indices, selected.long()
-    )
-
-
-def largest_count(selected: Tensor, num_samples: Sequence[int]) -> Tensor:
+class ImageLayout:
     """
-    Args:
-        selected: bool (R,).
-        num_samples: number of samples of each of the B images.
+    Where the samples of B images are, which come one image after another.
 
-    Returns:
-        int64 (), the largest number of selected samples of an image; 0 where there are none.
+    Attributes:
+        num_samples: number of samples of each image.
+        device: of the samples.
     """
-    counts = [part.sum() for part in selected.split(list(num_samples))]
-    return torch.stack(counts).max() if counts else selected.sum()
+
+    def __init__(self, num_samples: Sequence[int], device: torch.device) -> None:
+        self.num_samples = list(num_samples)
+        self._shape = len(self.num_samples), max(self.num_samples, default=0)
+        self.device = device
+
+    @cached_property
+    def images(self) -> Tensor:
+        """int64 (R,), the image of each sample."""
+        return repeated(range(len(self.num_samples)), self.num_samples, self.device)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """int64 (R,), the index of each sample in its image."""
+        every = torch.arange(self._shape[1], device=self.device)
+        return torch.cat([every[:n] for n in self.num_samples] or [every])
+
+    @cached_property
+    def _places(self) -> Tensor | None:
+        """Index of each sample in the padded layout; None where nothing is padded."""
+        if len(set(self.num_samples)) <= 1:
+            return None
+        every = torch.arange(self._shape[0] * self._shape[1], device=self.device)
+        rows = every.view(self._shape)
+        return torch.cat([row[:n] for row, n in zip(rows, self.num_samples, strict=True)])
+
+    def pad(self, values: Tensor) -> Tensor:
+        """(R, *) to (B, L, *), with 0 beyond the samples of an image."""
+        shape = (*self._shape, *values.shape[1:])
+        if self._places is None:
+            return values.reshape(shape)
+        padded = values.new_zeros(self._shape[0] * self._shape[1], *values.shape[1:])
+        return padded.index_copy_(0, self._places, values).view(shape)
+
+    def unpad(self, values: Tensor) -> Tensor:
+        """(B, L) to (R,)."""
+        values = values.flatten()
+        return values if self._places is None else gather_rows(values, self._places)
+
+    def counts(self, selected: Tensor) -> Tensor:
+        """Number int64 (B,) of selected samples (R,) of each image."""
+        return self.pad(selected).sum(dim=1)
 
 
 def rank_negatives(
-    boxes: Tensor,
-    scores: Tensor,
-    eligible: Tensor,
-    num_samples: Sequence[int],
-    nms_thresh: float,
+    boxes: Tensor, scores: Tensor, eligible: Tensor, layout: ImageLayout, nms_thresh: float
 ) -> Tensor:
     """
     Score-HLR in each image (the paper's section 4.2): samples in groups by NMS of their
@@ -64,7 +99,7 @@ def rank_negatives(
         boxes: floating (R, 4), regressed boxes, XYXY in pixels.
         scores: floating (R,), highest foreground probability.
         eligible: bool (R,), the samples that are ranked.
-        num_samples: number of samples of each of the B images.
+        layout: of the B images.
         nms_thresh: IoU above which boxes join a group.
 
     Returns:
@@ -72,25 +107,51 @@ def rank_negatives(
     """
     if len(scores) == 0:
         return torch.zeros_like(scores, dtype=torch.int64)
-    images = image_indices(num_samples, scores.device)
-    num_eligible = count(images, eligible, len(num_samples))
-    if scores.is_cuda:
-        # Leaving samples out would cost a copy to the host; a box without area joins no group.
-        boxes = boxes.masked_fill(~eligible[:, None], 0)
-        groups = groups_in_images(boxes, scores, num_samples, nms_thresh)
-    else:
-        groups = torch.zeros_like(images)
-        groups[eligible] = groups_in_images(
-            boxes[eligible], scores[eligible], num_eligible.tolist(), nms_thresh
-        )
-    ranks = hierarchical_local_rank(scores, groups, torch.where(eligible, images, -1))
-    return torch.where(eligible, ranks, (num_eligible[images] - 1).clamp(min=0))
+    groups = groups_of_eligible(boxes, scores, eligible, layout, nms_thresh)
+    ranks = hierarchical_local_rank(scores, groups, torch.where(eligible, layout.images, -1))
+    return torch.where(eligible, ranks, last_ranks(eligible, layout))
+
+
+def last_ranks(eligible: Tensor, layout: ImageLayout) -> Tensor:
+    """
+    Args:
+        eligible: bool (R,), the samples that are ranked.
+
+    Returns:
+        int64 (R,), the last rank of each sample's image; 0 where none is eligible.
+    """
+    return gather_rows((layout.counts(eligible) - 1).clamp(min=0), layout.images)
+
+
+def groups_of_eligible(
+    boxes: Tensor, scores: Tensor, eligible: Tensor, layout: ImageLayout, nms_thresh: float
+) -> Tensor:
+    """
+    Groups of the eligible samples of each image by NMS.
+
+    Args:
+        boxes, scores, eligible, nms_thresh: see :func:`rank_negatives`.
+
+    Returns:
+        int64 (R,), the same for the samples of a group in an image; without a meaning for samples
+        that are not eligible.
+    """
+    if suits_gpu(scores):
+        # Leaving samples out would be a copy to the host; a box without area joins no group.
+        boxes = torch.where(eligible[:, None], boxes, 0.0)
+        return groups_in_images(boxes, scores, layout, nms_thresh)
+    groups = torch.zeros_like(scores, dtype=torch.int64)
+    eligible_layout = ImageLayout(layout.counts(eligible).tolist(), scores.device)
+    groups[eligible] = groups_in_images(
+        boxes[eligible], scores[eligible], eligible_layout, nms_thresh
+    )
+    return groups
 
 
 def groups_in_images(
     boxes: Tensor,
     scores: Tensor,
-    num_samples: Sequence[int],
+    layout: ImageLayout,
     nms_thresh: float,
     partitions: Tensor | None = None,
 ) -> Tensor:
@@ -100,17 +161,12 @@ def groups_in_images(
     Args:
         boxes: floating (R, 4), XYXY in pixels.
         scores: floating (R,).
-        num_samples: number of samples of each of the B images.
         nms_thresh: IoU above which boxes join a group.
         partitions: integer (R,), what never shares a group, such as classes.
 
     Returns:
         int64 (R,), the index in its image of the kept box of each sample's group.
     """
-
-    def pad(values: Tensor) -> Tensor:
-        return pad_sequence(values.split(list(num_samples)), batch_first=True)
-
-    padded = None if partitions is None else pad(partitions)
-    groups = nms_groups(pad(boxes), pad(scores), nms_thresh, padded)
-    return torch.cat([g[:n] for g, n in zip(groups, num_samples, strict=True)])
+    padded = None if partitions is None else layout.pad(partitions)
+    groups = nms_groups(layout.pad(boxes), layout.pad(scores), nms_thresh, padded)
+    return layout.unpad(groups)

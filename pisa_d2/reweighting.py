@@ -24,8 +24,8 @@ def importance(ranks: Tensor, n_max: Tensor | int) -> Tensor:
     Returns:
         float32 (N,), in [0, 1]; 1 for rank 0.
     """
-    n_max = torch.as_tensor(n_max, device=ranks.device).clamp(min=1)
-    return (n_max - ranks).clamp(min=0).float() / n_max
+    n_max = n_max.clamp(min=1) if isinstance(n_max, Tensor) else max(n_max, 1)
+    return (n_max - ranks) / n_max
 
 
 def weights_of_importance(importance: Tensor, gamma: float, beta: float) -> Tensor:
@@ -41,7 +41,8 @@ def weights_of_importance(importance: Tensor, gamma: float, beta: float) -> Tens
     Returns:
         float (N,), in [0, 1].
     """
-    return ((1 - beta) * importance + beta) ** gamma
+    base = importance if beta == 0 else (1 - beta) * importance + beta
+    return base**gamma
 
 
 def importance_weights(ranks: Tensor, n_max: Tensor | int, gamma: float, beta: float) -> Tensor:
@@ -73,9 +74,13 @@ def preserve_total(weights: Tensor, losses: Tensor) -> Tensor:
         up to 0 (such as when all losses are 0), or to infinity or NaN.
     """
     weights, losses = at_least_float32(weights.detach()), at_least_float32(losses.detach())
-    ratio = losses.sum() / (weights * losses).sum()
-    scaled = weights * ratio
-    return torch.where(scaled.isfinite().all() & (ratio > 0), scaled, torch.ones_like(weights))
+    if len(weights) == 0:
+        return weights
+    scaled = weights * (losses.sum() / (weights * losses).sum())
+    # The highest is NaN, infinite or 0 where there is no such factor, otherwise 1 or more.
+    highest = scaled.max()
+    limits = torch.finfo(highest.dtype)
+    return torch.where(highest == highest.clamp(limits.tiny, limits.max), scaled, 1.0)
 
 
 def carl_weights(probs: Tensor, gamma: float, beta: float) -> Tensor:
@@ -98,8 +103,12 @@ def carl_weights(probs: Tensor, gamma: float, beta: float) -> Tensor:
     base = (1 - beta) * at_least_float32(probs) + beta
     if base.numel() == 0:
         return base
-    # Relative to the highest, which changes no weight: with beta 0, powers and sums of very small
-    # probabilities would underflow, and a gamma below 1 has no finite gradient at 0.
-    base = base.clamp(min=torch.finfo(base.dtype).tiny)
-    values = (base / base.detach().max()) ** gamma
+    tiny = torch.finfo(base.dtype).tiny
+    if beta < tiny:
+        # The powers and sums of very small probabilities would underflow, and a gamma below 1 has
+        # no finite gradient at 0.
+        base = base.clamp(min=tiny)
+    # Relative to the highest, which changes no weight, but keeps small powers from underflow.
+    base = base / base.detach().max()
+    values = base if gamma == 1 else base**gamma
     return values * (values.numel() / values.sum())

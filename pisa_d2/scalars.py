@@ -16,7 +16,8 @@ from .regions import inside_regions, regions_of
 _PERIOD = 20
 
 
-def _is_time() -> bool:
+def is_time() -> bool:
+    """Whether scalars are logged in this iteration."""
     return (get_event_storage().iter + 1) % _PERIOD == 0
 
 
@@ -42,7 +43,7 @@ def log_ignored(
         labels, boxes: of each image, integer (N,) and floating (N, 4); -1 for ignored ones.
         targets, ioa_thresh: see :func:`pisa_d2.regions.ignore_inside`.
     """
-    if not _is_time():
+    if not is_time():
         return
     nums = []
     for label, box, target in zip(labels, boxes, targets, strict=True):
@@ -59,7 +60,7 @@ def log_positives(ious: Tensor, objects: Tensor, probs: Tensor, weights: Tensor)
         probs: (P,), probability of the ground-truth class.
         weights: (P,), by ISR-P.
     """
-    if not _is_time():
+    if not is_time():
         return
     is_first = local_rank(ious, objects) == 0
     share = weights / weights.sum()
@@ -86,7 +87,7 @@ def log_negatives(
         weights: (R,), by ISR-N.
         num_images: number of images of the batch.
     """
-    if not _is_time():
+    if not is_time():
         return
     share = weights * negative / (weights * negative).sum()
     _put(

@@ -113,7 +113,7 @@ def test_joint_hard_sampling_goes_by_the_same_box_loss():
         proposals.proposal_boxes.tensor,
         proposals.gt_boxes.tensor,
         proposals.gt_classes,
-        with_box_losses=True,
+        needs=["box_losses"],
     )
     expected = torch.zeros(32)
     expected[:12] = 2 * torch.tensor(losses_by_loops(predictions, proposals, 0.2, 0.9))

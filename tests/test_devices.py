@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from pisa_d2.config import CARL, ISR, NegativeISR
 from pisa_d2.hlr import hierarchical_local_rank, local_rank, nms_groups
 from pisa_d2.reweighting import carl_weights, importance_weights, preserve_total
-from pisa_d2.roi_heads.fast_rcnn import OBJECT_FIELD, PISAFastRCNNOutputLayers
+from pisa_d2.roi_heads.fast_rcnn import PISAFastRCNNOutputLayers
+from pisa_d2.roi_heads.sample_fields import OBJECT_FIELD
 from pisa_d2.samplers import (
     Candidates,
     HardSampler,

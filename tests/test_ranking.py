@@ -10,7 +10,7 @@ from torch import Tensor, tensor
 from torch.testing import assert_close
 from torchvision.ops import box_iou
 
-from pisa_d2.ranking import count, image_indices, largest_count, rank_negatives
+from pisa_d2.ranking import ImageLayout, rank_negatives, repeated
 
 NMS_THRESH = 0.5
 
@@ -42,11 +42,15 @@ def rank_one_by_one(image: Image) -> list[int]:
     return [sequence.index(i) if i in places else last for i in range(len(scores))]
 
 
+def layout_of(num_samples: Sequence[int]) -> ImageLayout:
+    return ImageLayout(num_samples, torch.device("cpu"))
+
+
 def rank(images: Sequence[Image]) -> list[Tensor]:
     """Ranks of each image of a batch."""
     num_samples = [len(image.scores) for image in images]
     batch = (torch.cat(parts) for parts in zip(*images, strict=True))
-    return list(rank_negatives(*batch, num_samples, NMS_THRESH).split(num_samples))
+    return list(rank_negatives(*batch, layout_of(num_samples), NMS_THRESH).split(num_samples))
 
 
 @st.composite
@@ -126,30 +130,48 @@ def test_ranks_do_not_depend_on_the_order_of_images():
 @pytest.mark.parametrize("num_samples", [[], [0], [0, 0, 0]])
 def test_a_batch_without_samples_has_no_ranks(num_samples):
     none = torch.zeros(0)
-    ranks = rank_negatives(none.view(0, 4), none, none.bool(), num_samples, NMS_THRESH)
+    ranks = rank_negatives(none.view(0, 4), none, none.bool(), layout_of(num_samples), NMS_THRESH)
     assert_close(ranks, torch.zeros(0, dtype=torch.int64))
 
 
 def test_ranks_carry_no_gradient():
     (image,) = random_images([6])
     boxes, scores = image.boxes.requires_grad_(), image.scores.requires_grad_()
-    assert not rank_negatives(boxes, scores, image.eligible, [6], NMS_THRESH).requires_grad
+    ranks = rank_negatives(boxes, scores, image.eligible, layout_of([6]), NMS_THRESH)
+    assert not ranks.requires_grad
 
 
-@pytest.mark.parametrize("num_samples", [[], [0], [3], [2, 0, 1], [0, 0, 4]])
-def test_image_indices_count_up_with_the_images(num_samples):
-    expected = [i for i, n in enumerate(num_samples) for _ in range(n)]
-    indices = image_indices(num_samples, torch.device("cpu"))
-    assert_close(indices, tensor(expected, dtype=torch.int64))
+SIZES = [[], [0], [3], [2, 0, 1], [0, 0, 4], [2, 2]]
 
 
-def test_count_is_of_the_selected_samples_of_each_index():
-    indices, selected = tensor([2, 0, 2, 2, 1]), tensor([True, True, False, True, False])
-    assert_close(count(indices, selected, 4), tensor([1, 0, 2, 0]))
-    assert_close(count(indices[:0], selected[:0], 2), tensor([0, 0]))
+@pytest.mark.parametrize("num_samples", SIZES)
+def test_each_sample_has_its_image_and_its_place_there(num_samples):
+    layout = layout_of(num_samples)
+    places = [(image, i) for image, n in enumerate(num_samples) for i in range(n)]
+    expected = tensor(places, dtype=torch.int64).view(-1, 2)
+    assert_close(layout.images, expected[:, 0])
+    assert_close(layout.positions, expected[:, 1])
 
 
-@pytest.mark.parametrize("num_samples, expected", [([], 0), ([0, 0], 0), ([2, 0, 3], 2)])
-def test_the_largest_count_of_an_image(num_samples, expected):
-    selected = tensor([True, False, True, True, False])[: sum(num_samples)]
-    assert largest_count(selected, num_samples) == expected
+@pytest.mark.parametrize("num_samples", SIZES)
+def test_padded_samples_come_back(num_samples):
+    layout, size = layout_of(num_samples), sum(num_samples)
+    values, boxes = torch.rand(size), torch.rand(size, 4)
+    padded = layout.pad(values)
+    assert padded.shape == (len(num_samples), max(num_samples, default=0))
+    assert_close(padded.sum(), values.sum())
+    assert_close(layout.unpad(padded), values)
+    assert layout.pad(boxes).shape == (*padded.shape, 4)
+
+
+@pytest.mark.parametrize("num_samples", SIZES)
+def test_counts_are_of_the_selected_samples_of_each_image(num_samples):
+    selected = torch.arange(sum(num_samples)) % 3 > 0
+    expected = [int(part.sum()) for part in selected.split(num_samples)] if num_samples else []
+    assert layout_of(num_samples).counts(selected).tolist() == expected
+
+
+def test_numbers_are_repeated_as_often_as_asked_for():
+    ours = repeated([5, 0, 2], [2, 1, 0], torch.device("cpu"))
+    assert_close(ours, tensor([5, 5, 0]))
+    assert len(repeated([], [], torch.device("cpu"))) == 0

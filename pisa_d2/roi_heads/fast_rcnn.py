@@ -6,6 +6,7 @@ Shape shorthand in this module:
     K: number of foreground classes
 """
 
+from collections.abc import Collection
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -20,31 +21,26 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..attention import Positives, carl_loss, isr_p_weights
+from ..attention import Positives, Samples, carl_loss, isr_weights
 from ..box_losses import BALANCED_L1, box_regression_losses
 from ..boxes import box_iou
 from ..config import balanced_l1_settings, focal_gamma, pisa_settings
-from ..isr import negative_weights
 from ..ordering import at_least_float32
-from ..ranking import largest_count, rank_negatives
-from ..reweighting import importance
+from ..ranking import ImageLayout
 from ..samplers import Predictions
 from ..samplers.candidates import is_positive
-from ..scalars import log_negatives
 from ..settings import CARL, ISR, BalancedL1, NegativeISR, check_positive, check_range
-
-# The field that carries the matched object to the proposals: unique over the images of a batch.
-OBJECT_FIELD = "gt_pisa_object"
-# The field of samples whose sampler ranked the negatives, see Choice.negative_importance.
-IMPORTANCE_FIELD = "pisa_importance"
+from .sample_fields import IMPORTANCE_FIELD, SampleFields, gather_fields, matched_objects
 
 
-class _Samples(NamedTuple):
-    """The sampled proposals of all images; boxes are XYXY in pixels."""
+class _Batch(NamedTuple):
+    """The R samples of a batch, and what is predicted for them."""
 
-    classes: Tensor  # int64 (R,), K for negatives
-    boxes: Tensor  # (R, 4)
-    gt_boxes: Tensor  # (R, 4), of the matched objects; anything in an image without objects
+    fields: SampleFields
+    deltas: Tensor  # (R, K * 4) or (R, 4)
+    probs: Tensor  # (R, K + 1), or (R, K) of sigmoids
+    cls_losses: Tensor  # (R,)
+    positives: Tensor  # int64 (P,), indices in [0, R)
 
 
 class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -145,17 +141,20 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
         """
         if self._has_stock_losses():
             return super().losses(predictions, proposals)
-        samples = _gather_samples(proposals, predictions[1])
-        _log_classification_stats(predictions[0], samples.classes)
-        cls_losses = self.classification_losses(predictions[0], samples.classes)
-        # A copy to the host, as the stock losses make; nothing else here is.
-        rows = nonzero_tuple(is_positive(samples.classes, self.num_classes))[0]
-        positives = self._positives(rows, predictions, samples, proposals, cls_losses)
-        weights = self._isr_weights(rows, positives, predictions, samples, proposals, cls_losses)
+        batch = self._gather(predictions, proposals)
+        _log_classification_stats(predictions[0], batch.fields.classes)
+        # ISR takes the objects of all samples.
+        positives = self._positives(batch, objects=batch.positives)
+        cls_losses = batch.cls_losses
+        if self.isr_p is not None or self.isr_n is not None:
+            samples = self._samples(batch, proposals)
+            transform = self.box2box_transform
+            weights = isr_weights(self.isr_p, self.isr_n, samples, positives, transform)
+            cls_losses = weights * cls_losses
 
-        normalizer = max(samples.classes.numel(), 1.0)
+        normalizer = max(len(cls_losses), 1.0)
         losses = {
-            "loss_cls": (weights * cls_losses).sum() / normalizer,
+            "loss_cls": cls_losses.sum() / normalizer,
             "loss_box_reg": positives.box_losses.sum() / normalizer,
         }
         if self.carl is not None:
@@ -166,10 +165,9 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> Positives:
         """The positives as :meth:`losses` weighs them, from the same arguments."""
-        samples = _gather_samples(proposals, predictions[1])
-        cls_losses = self.classification_losses(predictions[0], samples.classes)
-        rows = nonzero_tuple(is_positive(samples.classes, self.num_classes))[0]
-        return self._positives(rows, predictions, samples, proposals, cls_losses)
+        batch = self._gather(predictions, proposals)
+        objects = matched_objects(proposals, batch.deltas.device)
+        return self._positives(batch, objects[batch.positives])
 
     def _has_stock_losses(self) -> bool:
         own = PISAFastRCNNOutputLayers.classification_losses
@@ -179,60 +177,59 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
             and type(self).classification_losses is own
         )
 
-    def _positives(
-        self,
-        rows: Tensor,
-        predictions: tuple[Tensor, Tensor],
-        samples: _Samples,
-        proposals: list[Instances],
-        cls_losses: Tensor,
-    ) -> Positives:
+    def _gather(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> _Batch:
         scores, deltas = predictions
-        classes, boxes, gt_boxes = (values[rows] for values in samples)
-        own_deltas = self._deltas_of_classes(deltas[rows], classes)
-        needs_objects = self.isr_p is not None
+        fields = gather_fields(proposals, deltas)
+        return _Batch(
+            fields,
+            deltas,
+            self._probs(scores),
+            self.classification_losses(scores, fields.classes),
+            # A copy to the host, as the stock losses make.
+            nonzero_tuple(is_positive(fields.classes, self.num_classes))[0],
+        )
+
+    def _positives(self, batch: _Batch, objects: Tensor) -> Positives:
+        rows = batch.positives
+        classes, boxes, gt_boxes = (values[rows] for values in batch.fields)
+        deltas = self._deltas_of_classes(batch.deltas, rows, classes)
         return Positives(
             boxes=boxes,
             gt_boxes=gt_boxes,
-            objects=_matched_objects(proposals, deltas.device)[rows] if needs_objects else rows,
+            objects=objects,
             classes=classes,
-            deltas=own_deltas,
-            probs=self._probs(scores[rows]).gather(1, classes[:, None])[:, 0],
-            cls_losses=cls_losses[rows],
-            box_losses=self._box_losses(own_deltas, boxes, gt_boxes),
+            deltas=deltas,
+            probs=batch.probs[rows, classes],
+            cls_losses=batch.cls_losses[rows],
+            box_losses=self._box_losses(deltas, boxes, gt_boxes),
         )
 
     @torch.no_grad()
-    def _isr_weights(
-        self,
-        rows: Tensor,
-        positives: Positives,
-        predictions: tuple[Tensor, Tensor],
-        samples: _Samples,
-        proposals: list[Instances],
-        cls_losses: Tensor,
-    ) -> Tensor:
-        """Weight (R,) of each sample's classification loss."""
-        weights = torch.ones_like(cls_losses)
-        if self.isr_p is not None:
-            own = isr_p_weights(self.isr_p, positives, self.box2box_transform)
-            weights = weights.index_copy(0, rows, own.to(weights.dtype))
-        if self.isr_n is None:
-            return weights
-        negative = samples.classes == self.num_classes
-        scores, top_classes = self._top_classes(predictions[0])
-        ranked = negative & (scores > self.isr_n.score_thresh)
-        if proposals and proposals[0].has(IMPORTANCE_FIELD):
-            of_samples = cat([p.get(IMPORTANCE_FIELD) for p in proposals])
-        else:
-            boxes = self._regressed_boxes(predictions[1], samples.boxes, top_classes)
-            sizes = [len(p) for p in proposals]
-            ranks = rank_negatives(boxes, scores, ranked, sizes, self.isr_n.nms_thresh)
-            of_samples = importance(ranks, largest_count(negative, sizes))
-        isr_n = self.isr_n
-        own = negative_weights(of_samples, negative, cls_losses, gamma=isr_n.gamma, beta=isr_n.beta)
-        log_negatives(scores, negative, ranked, own, len(proposals))
-        return torch.where(negative, own, weights)
+    def _samples(self, batch: _Batch, proposals: list[Instances]) -> Samples:
+        classes, boxes, gt_boxes = batch.fields
+        scores, top_classes = batch.probs[:, : self.num_classes].max(dim=1)
+        negative = classes == self.num_classes
+        rows = torch.arange(len(classes), device=classes.device)
+        own_or_top = torch.where(negative, top_classes, classes)
+        ranked = by_sampler = None
+        if self.isr_n is not None:
+            ranked = negative & (scores > self.isr_n.score_thresh)
+            if proposals and proposals[0].has(IMPORTANCE_FIELD):
+                by_sampler = cat([p.get(IMPORTANCE_FIELD) for p in proposals])
+        return Samples(
+            layout=ImageLayout([len(p) for p in proposals], classes.device),
+            boxes=boxes,
+            gt_boxes=gt_boxes,
+            objects=rows if self.isr_p is None else matched_objects(proposals, classes.device),
+            classes=classes,
+            deltas=self._deltas_of_classes(batch.deltas, rows, own_or_top),
+            scores=scores,
+            cls_losses=batch.cls_losses,
+            positives=batch.positives,
+            negative=negative,
+            ranked=ranked,
+            negative_importance=by_sampler,
+        )
 
     def _box_losses(self, deltas: Tensor, boxes: Tensor, gt_boxes: Tensor) -> Tensor:
         return box_regression_losses(
@@ -292,7 +289,7 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
         proposal_boxes: Tensor,
         gt_boxes: Tensor,
         gt_classes: Tensor,
-        with_box_losses: bool,
+        needs: Collection[str] = Predictions.FIELDS,
     ) -> Predictions:
         """
         Predictions for T candidates, for samplers to go by.
@@ -302,39 +299,39 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
             proposal_boxes, gt_boxes: floating (T, 4), the second of the matched objects, XYXY in
                 pixels.
             gt_classes: int64 (T,), in [0, K], or -1 for candidates that are ignored.
-            with_box_losses: if not, all of them are 0.
+            needs: names of the predictions that are made.
         """
-        scores, deltas = predictions
+        logits, deltas = predictions
         positive = is_positive(gt_classes, self.num_classes)
-        labels = torch.where(gt_classes < 0, self.num_classes, gt_classes)
-        cls_losses = self.classification_losses(scores, labels)
-        top_scores, top_classes = self._top_classes(scores)
-        boxes = self._regressed_boxes(
-            deltas, proposal_boxes, torch.where(positive, gt_classes, top_classes)
-        )
-        box_losses = torch.zeros_like(cls_losses)
-        if with_box_losses:
+        found: dict[str, Tensor] = {}
+        if "cls_losses" in needs:
+            labels = torch.where(gt_classes < 0, self.num_classes, gt_classes)
+            found["cls_losses"] = self.classification_losses(logits, labels)
+        if "box_losses" in needs:
+            # A copy to the host: most candidates are negative, and their boxes may be anything.
             rows = nonzero_tuple(positive)[0]
-            own = self._deltas_of_classes(deltas[rows], gt_classes[rows])
+            own = self._deltas_of_classes(deltas, rows, gt_classes[rows])
             losses = self._box_losses(own, proposal_boxes[rows], gt_boxes[rows])
             losses = losses * self.loss_weight.get("loss_box_reg", 1.0)
-            box_losses = box_losses.index_copy(0, rows, losses.to(box_losses.dtype))
-        ious = box_iou(boxes, gt_boxes)
-        return Predictions(cls_losses, box_losses, top_scores, boxes, ious)
+            none = torch.zeros_like(gt_classes, dtype=losses.dtype)
+            found["box_losses"] = none.index_copy(0, rows, losses)
+        if not {"scores", "boxes", "ious"}.isdisjoint(needs):
+            probs = self._probs(logits)
+            found["scores"], top_classes = probs[:, : self.num_classes].max(dim=1)
+        if not {"boxes", "ious"}.isdisjoint(needs):
+            classes = torch.where(positive, gt_classes, top_classes)
+            rows = torch.arange(len(classes), device=classes.device)
+            own = self._deltas_of_classes(deltas, rows, classes)
+            found["boxes"] = self.box2box_transform.apply_deltas(own, proposal_boxes)
+        if "ious" in needs:
+            found["ious"] = box_iou(found["boxes"], gt_boxes)
+        return Predictions(**{name: found[name] for name in Predictions.FIELDS if name in needs})
 
-    def _top_classes(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Highest foreground probability (R,) and its class (R,)."""
-        return self._probs(scores)[:, : self.num_classes].max(dim=1)
-
-    def _deltas_of_classes(self, deltas: Tensor, classes: Tensor) -> Tensor:
+    def _deltas_of_classes(self, deltas: Tensor, rows: Tensor, classes: Tensor) -> Tensor:
+        """Deltas (len(rows), 4) of some rows, each for its class."""
         if deltas.shape[1] == 4:  # class-agnostic
-            return deltas
-        rows = torch.arange(len(deltas), device=deltas.device)
+            return deltas[rows]
         return deltas.view(-1, self.num_classes, 4)[rows, classes]
-
-    def _regressed_boxes(self, deltas: Tensor, proposal_boxes: Tensor, classes: Tensor) -> Tensor:
-        own = self._deltas_of_classes(deltas, classes)
-        return self.box2box_transform.apply_deltas(own, proposal_boxes)
 
 
 def predictor_settings(cfg: CfgNode) -> dict[str, Any]:
@@ -344,32 +341,3 @@ def predictor_settings(cfg: CfgNode) -> dict[str, Any]:
         "focal_gamma": focal_gamma(cfg),
         "balanced_l1": balanced_l1_settings(cfg, "ROI_BOX_HEAD", "SMOOTH_L1_BETA"),
     }
-
-
-def _gather_samples(proposals: list[Instances], like: Tensor) -> _Samples:
-    if not proposals:
-        no_boxes = torch.zeros(0, 4, device=like.device)
-        return _Samples(like.new_zeros(0, dtype=torch.int64), no_boxes, no_boxes)
-    classes = cat([p.gt_classes for p in proposals])
-    boxes = cat([p.proposal_boxes.tensor for p in proposals])
-    # The proposals of an image without objects are all negative: any box serves.
-    gt_boxes = cat(
-        [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
-    )
-    return _Samples(classes, boxes, gt_boxes)
-
-
-def _matched_objects(proposals: list[Instances], device: torch.device) -> Tensor:
-    """int64 (R,), the object that each proposal was matched to; -1 where the image has none."""
-    objects = []
-    for p in proposals:
-        if p.has(OBJECT_FIELD):
-            objects.append(p.get(OBJECT_FIELD))
-        elif p.has("gt_boxes"):
-            raise KeyError(
-                f"The proposals have no {OBJECT_FIELD}, which ISR-P needs: add PISAMixin to the "
-                "bases of the ROI heads, before the class that it extends."
-            )
-        else:
-            objects.append(torch.full_like(p.gt_classes, -1))
-    return torch.cat(objects) if objects else torch.zeros(0, dtype=torch.int64, device=device)

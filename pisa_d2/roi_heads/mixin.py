@@ -1,6 +1,6 @@
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, cast
@@ -24,20 +24,25 @@ from ..regions import warn_of_gaps
 from ..samplers import (
     BatchSampler,
     Candidates,
-    PairSampler,
     Predictions,
     ProposalSampler,
     Quota,
 )
-from ..samplers.candidates import is_positive
+from ..samplers.candidates import Joined, is_positive, needed_predictions
 from ..scalars import log_ignored
 from ..settings import CARL, ISR, NegativeISR
 from .adoption import PISASettings, adopt, pick_sampler, predictors_of
 from .description import describe
-from .fast_rcnn import OBJECT_FIELD
 from .pooling import ReusingPooler
-from .sampling import label_samples, match_proposals, with_object_ids, without_step_fields
-from .scoring import BoxBranch, predict_all
+from .sample_fields import OBJECT_FIELD
+from .sampling import (
+    label_samples,
+    match_proposals,
+    rows_of_images,
+    with_object_ids,
+    without_step_fields,
+)
+from .scoring import BoxBranch, predict_all, split_predictions
 from .step import PooledFeatures, Step
 
 logger = logging.getLogger(__name__)
@@ -263,14 +268,15 @@ class PISAMixin(ROIHeads):
             batch, pooled = self._with_predictions(batch, proposals, targets)
         quota = Quota(self.batch_size_per_image, self.positive_fraction, self.num_classes)
         choices = self.sampler(batch, quota)
+        indices = [choice.indices for choice in choices]
         sampled = [
             label_samples(*of_image)
-            for of_image in zip(proposals, batch, targets, choices, strict=True)
+            for of_image in zip(proposals, batch, targets, choices, indices, strict=True)
         ]
         if pooled is not None and self._step is not None:
             # Spare the box head the pooling of features that are there, of all candidates.
-            parts = pooled.split([len(p) for p in proposals])
-            kept = cat([part[c.indices] for part, c in zip(parts, choices, strict=True)])
+            rows = rows_of_images(indices, [len(p) for p in proposals])
+            kept = pooled.index_select(0, rows)
             self._step.pooled = PooledFeatures([p.proposal_boxes for p in sampled], kept)
 
         storage = get_event_storage()
@@ -293,7 +299,9 @@ class PISAMixin(ROIHeads):
         features: dict[str, Tensor],
         batch: list[Candidates],
         targets: list[Instances],
-    ) -> tuple[list[Candidates], tuple[Tensor, Tensor], Tensor | None]:
+        needs: Sequence[str] = Predictions.FIELDS,
+        observe: Callable[[tuple[Tensor, Tensor]], object] | None = None,
+    ) -> tuple[list[Candidates], Tensor | None]:
         """
         Predictions of the box head for candidates, without gradient; of the first stage in a
         cascade.
@@ -302,35 +310,43 @@ class PISAMixin(ROIHeads):
             features: the feature maps by name.
             batch: of each image, as :meth:`match` gives them.
             targets: the objects of each image.
+            needs: names of the predictions that are made.
+            observe: is called with logits (N, K + 1) and deltas (N, 4 or K * 4), part for part.
 
         Returns:
-            The candidates with predictions; logits (R, K + 1) and deltas (R, 4 or K * 4) of all;
-            and their pooled features, or None where these are too large to be kept.
+            The candidates with predictions; and the pooled features of all, or None where these
+            are too large to be kept.
         """
         branch = self.box_branch
-        outputs, pooled = predict_all(
+        joined = Joined(batch)
+        gt_boxes = joined.boxes
+        if not {"box_losses", "ious"}.isdisjoint(needs):
+            gt_boxes = cat(
+                [
+                    target.gt_boxes.tensor[candidates.objects] if len(target) else candidates.boxes
+                    for candidates, target in zip(batch, targets, strict=True)
+                ]
+            )
+
+        def summarise(outputs: tuple[Tensor, Tensor], rows: slice) -> Predictions:
+            if observe is not None:
+                observe(outputs)
+            return branch.predictor.predict_candidates(
+                outputs, joined.boxes[rows], gt_boxes[rows], joined.classes[rows], needs
+            )
+
+        parts, pooled = predict_all(
             branch,
             [features[name] for name in branch.in_features],
             [Boxes(candidates.boxes) for candidates in batch],
+            summarise,
         )
-        gt_boxes = [
-            target.gt_boxes.tensor[candidates.objects] if len(target) else candidates.boxes
-            for candidates, target in zip(batch, targets, strict=True)
-        ]
-        predictions = branch.predictor.predict_candidates(
-            outputs,
-            cat([candidates.boxes for candidates in batch]),
-            cat(gt_boxes),
-            cat([candidates.classes for candidates in batch]),
-            with_box_losses=not isinstance(self.sampler, PairSampler),
-        )
-        sizes = [len(candidates) for candidates in batch]
-        of_images = zip(*(values.split(sizes) for values in predictions), strict=True)
+        of_images = split_predictions(parts, [len(candidates) for candidates in batch])
         with_predictions = [
-            candidates.with_predictions(Predictions(*values))
-            for candidates, values in zip(batch, of_images, strict=True)
+            candidates.with_predictions(predictions)
+            for candidates, predictions in zip(batch, of_images, strict=True)
         ]
-        return with_predictions, outputs, pooled
+        return with_predictions, pooled
 
     def _with_predictions(
         self, batch: list[Candidates], proposals: list[Instances], targets: list[Instances]
@@ -340,8 +356,8 @@ class PISAMixin(ROIHeads):
                 f"{self.sampler} needs features: call the ROI heads, or their "
                 "choose_samples, instead of label_and_sample_proposals or forward."
             )
-        batch, _, pooled = self.predict(self._step.features, batch, targets)
-        return batch, pooled
+        needs = needed_predictions(self.sampler.needs_predictions)
+        return self.predict(self._step.features, batch, targets, needs)
 
     @property
     @torch.jit.unused

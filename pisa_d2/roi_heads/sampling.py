@@ -3,11 +3,13 @@
 import torch
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances
+from torch import Tensor
 
 from ..matcher import has_own_rule, match_boxes
+from ..ranking import repeated
 from ..regions import ignore_inside
 from ..samplers import Candidates, Choice
-from .fast_rcnn import IMPORTANCE_FIELD, OBJECT_FIELD
+from .sample_fields import IMPORTANCE_FIELD, OBJECT_FIELD
 
 
 def with_object_ids(targets: list[Instances]) -> list[Instances]:
@@ -15,17 +17,14 @@ def with_object_ids(targets: list[Instances]) -> list[Instances]:
     Copies of the targets, whose objects are numbered through the batch in ``OBJECT_FIELD``.
     Detectron2 hands every ``gt_`` field of a target to the proposals that match it.
     """
-    numbered = []
-    first = 0
-    for target in targets:
-        copy = target[:]  # of its own class, with all that it carries
-        copy.set(
-            OBJECT_FIELD,
-            torch.arange(first, first + len(target), device=target.gt_boxes.device),
-        )
-        numbered.append(copy)
-        first += len(target)
-    return numbered
+    if not targets:
+        return []
+    sizes = [len(target) for target in targets]
+    numbers = torch.arange(sum(sizes), device=targets[0].gt_boxes.device).split(sizes)
+    copies = [target[:] for target in targets]  # of their own class, with all that they carry
+    for copy, own in zip(copies, numbers, strict=True):
+        copy.set(OBJECT_FIELD, own)
+    return copies
 
 
 def without_step_fields(proposals: list[Instances]) -> list[Instances]:
@@ -66,7 +65,11 @@ def match_proposals(
 
 
 def label_samples(
-    proposals: Instances, candidates: Candidates, targets: Instances, choice: Choice
+    proposals: Instances,
+    candidates: Candidates,
+    targets: Instances,
+    choice: Choice,
+    indices: Tensor,
 ) -> Instances:
     """
     The chosen proposals of an image with their classes and the ``gt_`` fields of their objects.
@@ -76,8 +79,8 @@ def label_samples(
         candidates: the proposals, matched to ``targets``.
         targets: its objects, whose ``gt_`` fields are handed to the proposals.
         choice: among the proposals.
+        indices: those of ``choice``.
     """
-    indices = choice.indices
     samples = proposals[indices]
     samples.gt_classes = candidates.classes[indices]
     if choice.negative_importance is not None:
@@ -91,3 +94,19 @@ def label_samples(
             if name.startswith("gt_") and not samples.has(name):
                 samples.set(name, value[objects])
     return samples
+
+
+def rows_of_images(indices: list[Tensor], sizes: list[int]) -> Tensor:
+    """
+    Args:
+        indices: int64, in each image.
+        sizes: how many the indices of each image choose from.
+
+    Returns:
+        int64, the indices among all, image after image.
+    """
+    if not indices:
+        return torch.zeros(0, dtype=torch.int64)
+    starts = [sum(sizes[:image]) for image in range(len(sizes))]
+    rows = torch.cat(indices)
+    return rows + repeated(starts, [len(own) for own in indices], rows.device)

@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from detectron2.structures import Boxes
 from torch import Tensor, nn
+
+from ..samplers import Predictions
+
+T = TypeVar("T")
 
 # Boxes go through the head in parts whose pooled features take at most this: 10,000 at a time with
 # 256 x 7 x 7 float32 features (FPN), 600 with 1024 x 14 x 14 (C4).
 MAX_BYTES_AT_A_TIME = 2**29
 # Pooled features of all boxes are kept for the chosen ones up to this size, else pooled again.
 MAX_BYTES_KEPT = 2**30
-
-
 # The output size of poolers that do not tell theirs.
 _USUAL_SIZE = (7, 7)
 
@@ -52,35 +54,63 @@ class BoxBranch(NamedTuple):
 
 @torch.no_grad()
 def predict_all(
-    branch: BoxBranch, features: list[Tensor], boxes: list[Boxes]
-) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+    branch: BoxBranch,
+    features: list[Tensor],
+    boxes: list[Boxes],
+    summarise: Callable[[tuple[Tensor, Tensor], slice], T],
+) -> tuple[list[T], Tensor | None]:
     """
+    Take boxes through the box head in parts. Logits and deltas of many boxes and classes are large:
+    of each part, what is made of them is kept.
+
     Args:
         branch: of the box head.
         features: the feature maps of B images.
         boxes: those of each image, R in all.
+        summarise: is called with the logits and deltas of each part, and with its place among all
+            boxes, image after image.
 
     Returns:
-        Logits and deltas of all boxes, image after image, and their pooled features; None instead
-        of features that take more than ``MAX_BYTES_KEPT``.
+        What ``summarise`` gave for each part, and the pooled features of all boxes; None instead of
+        features that take more than ``MAX_BYTES_KEPT``.
     """
     height, width = getattr(branch.pooler, "output_size", _USUAL_SIZE)
     bytes_each = features[0].shape[1] * width * height * features[0].element_size()
     total = sum(len(b) for b in boxes)
     size = max(1, MAX_BYTES_AT_A_TIME // bytes_each)
     keep = total * bytes_each <= MAX_BYTES_KEPT
-    outputs, kept = [], []
+    summaries, kept = [], []
     with evaluating(branch.head), evaluating(branch.predictor):
         for start in range(0, max(total, 1), size):
             pooled = branch.pooler(features, _part(boxes, start, start + size))
             x = branch.head(pooled)
-            outputs.append(branch.predictor(x if branch.flatten is None else branch.flatten(x)))
+            outputs = branch.predictor(x if branch.flatten is None else branch.flatten(x))
+            summaries.append(summarise(outputs, slice(start, start + size)))
             if keep:
                 kept.append(pooled)
     # Under autocast, weights that were cast here are remembered without their graph.
     torch.clear_autocast_cache()
-    logits, deltas = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-    return (logits, deltas), torch.cat(kept) if keep else None
+    return summaries, _join(kept) if keep else None
+
+
+def split_predictions(parts: list[Predictions], sizes: list[int]) -> list[Predictions]:
+    """
+    Predictions of each image, from those of parts of all candidates.
+
+    Args:
+        sizes: number of candidates of each image.
+    """
+    fields = {
+        name: _join([getattr(part, name) for part in parts]).split(sizes) for name in vars(parts[0])
+    }
+    return [
+        Predictions(**{name: values[image] for name, values in fields.items()})
+        for image in range(len(sizes))
+    ]
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _part(boxes: list[Boxes], start: int, end: int) -> list[Boxes]:

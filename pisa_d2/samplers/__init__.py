@@ -9,14 +9,9 @@ Shape shorthand in this package:
 from .balanced import InstanceBalancedSampler, IoUBalancedSampler
 from .build import build_batch_sampler, build_proposal_sampler
 from .candidates import Candidates, Choice, Predictions, Quota
+from .pair import PairSampler
 from .predicted import HardSampler, IoUHLRSampler, OHEMSampler, ScoreHLRSampler
-from .sampler import (
-    PROPOSAL_SAMPLER_REGISTRY,
-    BatchSampler,
-    PairSampler,
-    ProposalSampler,
-    RandomSampler,
-)
+from .sampler import PROPOSAL_SAMPLER_REGISTRY, BatchSampler, ProposalSampler, RandomSampler
 
 __all__ = [
     "PROPOSAL_SAMPLER_REGISTRY",

@@ -8,16 +8,17 @@ from torch import Tensor
 from ..hlr import local_rank
 from ..settings import SettingError, check_count, check_range
 from .candidates import Candidates
-from .sampler import NEGATIVE, POSITIVE, PROPOSAL_SAMPLER_REGISTRY, ProposalSampler, lowest
+from .sampler import NEGATIVE, POSITIVE, PROPOSAL_SAMPLER_REGISTRY
+from .together import Images, TogetherSampler
 
 
-def _random_ranks(groups: Tensor) -> Tensor:
-    """Rank (N,) of each candidate in its group, in random order."""
-    return local_rank(torch.rand(len(groups), device=groups.device), groups)
+def _draw_twice(num: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random numbers (num,) to rank candidates in groups by, and to order those of equal rank."""
+    return torch.rand(num, device=device), torch.rand(num, dtype=torch.float64, device=device)
 
 
 @PROPOSAL_SAMPLER_REGISTRY.register()
-class InstanceBalancedSampler(ProposalSampler):
+class InstanceBalancedSampler(TogetherSampler):
     """
     For positives: an equal share per object that has positives; unfilled shares are drawn at
     random from the rest (Libra R-CNN, https://arxiv.org/abs/1904.02701).
@@ -25,15 +26,21 @@ class InstanceBalancedSampler(ProposalSampler):
 
     kinds = frozenset({POSITIVE})
 
-    def __call__(self, candidates: Candidates, num: int) -> Tensor:
-        ranks = _random_ranks(candidates.objects)
-        num_objects = (ranks == 0).sum().clamp(min=1)
-        share = (num + num_objects - 1) // num_objects
-        return lowest(ranks.clamp(max=share), num)
+    def draw(self, num: int, device: torch.device) -> tuple[Tensor, ...]:
+        return _draw_twice(num, device)
+
+    def order(self, candidates: Candidates, images: Images, *draws: Tensor) -> Tensor:
+        layout = images.layout
+        # Objects count in their image.
+        objects = candidates.objects.add(layout.images, alpha=2**32)
+        ranks = local_rank(draws[0], objects)
+        num_objects = layout.counts(ranks == 0).clamp(min=1)
+        shares = (images.nums_on_device + num_objects - 1) // num_objects
+        return images.lowest_first(ranks.minimum(shares[layout.images]), draws[1])
 
 
 @PROPOSAL_SAMPLER_REGISTRY.register()
-class IoUBalancedSampler(ProposalSampler):
+class IoUBalancedSampler(TogetherSampler):
     """
     For negatives: the IoU that negatives reach, as the matcher says at each call, is cut into equal
     bins, and each gives the same number (Libra R-CNN, https://arxiv.org/abs/1904.02701, section
@@ -85,19 +92,38 @@ class IoUBalancedSampler(ProposalSampler):
             reason = f"it must be below the highest IoU of negatives, {highest:g}"
             raise SettingError("floor_thresh", floor, reason)
 
-    def __call__(self, candidates: Candidates, num: int) -> Tensor:
+    def draw(self, num: int, device: torch.device) -> tuple[Tensor, ...]:
+        return _draw_twice(num, device)
+
+    def order(self, candidates: Candidates, images: Images, *draws: Tensor) -> Tensor:
         ious = candidates.ious
-        start, end = candidates.negative_range
-        if self.floor_thresh < 0:
-            num_low, is_low = 0, torch.zeros_like(ious, dtype=torch.bool)
-        else:
-            self._check_floor(self.floor_thresh, end)
-            num_low = num - int(num * (1 - self.floor_fraction))
+        start, end = self._range(images)
+        bins = ((ious - start) / (end - start) * self.num_bins).long().clamp(0, self.num_bins - 1)
+        num_low = [self._num_low(num) for num in images.nums]
+        limits = images.repeat(
+            [
+                math.ceil((num - low) / self.num_bins)
+                for num, low in zip(images.nums, num_low, strict=True)
+            ]
+        )
+        if self.floor_thresh >= 0:
             is_low = ious < self.floor_thresh if self.floor_thresh > 0 else ious <= 0
-            start = max(start, self.floor_thresh)
-        bins = ((ious - start) / (end - start) * self.num_bins).long()
-        bins = torch.where(is_low, -1, bins.clamp(0, self.num_bins - 1))
-        ranks = _random_ranks(bins)
-        share = math.ceil((num - num_low) / self.num_bins)
-        waits = torch.where(is_low, ranks >= num_low, ranks >= share)
-        return lowest(ranks.masked_fill(is_low, 0).masked_fill(waits, num), num)
+            bins = bins.masked_fill(is_low, -1)
+            limits = torch.where(is_low, images.repeat(num_low), limits)
+        ranks = local_rank(draws[0], bins.add(images.layout.images, alpha=self.num_bins + 1))
+        waits = ranks >= limits
+        if self.floor_thresh >= 0:
+            ranks = ranks.masked_fill(is_low, 0)
+        return images.lowest_first(torch.where(waits, images.repeat(images.nums), ranks), draws[1])
+
+    def _num_low(self, num: int) -> int:
+        return 0 if self.floor_thresh < 0 else num - int(num * (1 - self.floor_fraction))
+
+    def _range(self, images: Images) -> tuple[Any, Any]:
+        """From which to which IoU the bins reach: numbers, or tensors (N,)."""
+        starts, ends = zip(*images.negative_ranges, strict=True)
+        if self.floor_thresh >= 0:
+            for end in ends:
+                self._check_floor(self.floor_thresh, end)
+            starts = tuple(max(start, self.floor_thresh) for start in starts)
+        return images.spread(starts), images.spread(ends)

@@ -7,15 +7,9 @@ from detectron2.config import CfgNode
 
 from ..config import look_up
 from ..settings import SettingError, check_flag, naming_keys
+from .pair import PairSampler
 from .predicted import HardSampler, OHEMSampler
-from .sampler import (
-    NEGATIVE,
-    POSITIVE,
-    PROPOSAL_SAMPLER_REGISTRY,
-    BatchSampler,
-    PairSampler,
-    ProposalSampler,
-)
+from .sampler import NEGATIVE, POSITIVE, PROPOSAL_SAMPLER_REGISTRY, BatchSampler, ProposalSampler
 
 _ANY_KIND = ProposalSampler.kinds
 

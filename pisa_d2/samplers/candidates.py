@@ -1,14 +1,16 @@
 """Candidates for samplers, and their choices."""
 
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Predictions(NamedTuple):
+class Predictions:
     """
-    Predictions of the box head for the candidates under the current weights, without gradient.
+    Predictions of the box head for the candidates under the current weights, without gradient:
+    those that a sampler needs. Reading another one is an AttributeError.
 
     Attributes:
         cls_losses: floating (N,), classification losses.
@@ -19,11 +21,47 @@ class Predictions(NamedTuple):
         ious: floating (N,), IoU of these boxes with the matched object.
     """
 
+    FIELDS = ("cls_losses", "box_losses", "scores", "boxes", "ious")
+
     cls_losses: Tensor
     box_losses: Tensor
     scores: Tensor
     boxes: Tensor
     ious: Tensor
+
+    def __init__(
+        self,
+        cls_losses: Tensor | None = None,
+        box_losses: Tensor | None = None,
+        scores: Tensor | None = None,
+        boxes: Tensor | None = None,
+        ious: Tensor | None = None,
+    ) -> None:
+        values = zip(self.FIELDS, (cls_losses, box_losses, scores, boxes, ious), strict=True)
+        self.__dict__.update({name: value for name, value in values if value is not None})
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name in self.FIELDS:
+            raise AttributeError(
+                f"The predictions have no {name}: no sampler names it in its needs_predictions."
+            )
+        raise AttributeError(name)
+
+
+def needed_predictions(needs: bool | Collection[str]) -> tuple[str, ...]:
+    """
+    The names of the predictions that a sampler's ``needs_predictions`` asks for.
+
+    Raises:
+        ValueError: one is none of ``Predictions.FIELDS``.
+    """
+    names = Predictions.FIELDS if needs is True else needs or ()
+    if isinstance(names, str) or not set(names) <= set(Predictions.FIELDS):
+        raise ValueError(
+            f"needs_predictions = {needs!r} is not allowed: it must be True for all, False for "
+            f"none, or a tuple of some of {Predictions.FIELDS}."
+        )
+    return tuple(name for name in Predictions.FIELDS if name in names)
 
 
 class Candidates:
@@ -36,7 +74,7 @@ class Candidates:
         ious: floating (N,), IoU with the matched object; 0 where the image has none.
         objects: int64 (N,), index in the image of the matched object; 0 where the image has none.
         classes: int64 (N,), its class; the number of classes for negatives, -1 for ignored ones.
-        predictions: made if a sampler ``needs_predictions``, otherwise None.
+        predictions: the :class:`Predictions` that samplers need, None where they need none.
         negative_range: from which to which IoU negatives reach, see
             :class:`pisa_d2.matcher.Match`.
     """
@@ -86,26 +124,32 @@ class Candidates:
         )
 
 
-class _Rows:
-    """Gathers rows of each attribute when it is first asked for: most samplers read one or two."""
+class _Lazy:
+    """Makes each attribute when it is first asked for: most samplers read one or two."""
 
-    def __init__(self, whole: Any, rows: Tensor) -> None:
-        self._whole, self._rows = whole, rows
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        self._make = make
 
-    def __getattr__(self, name: str) -> Tensor:
-        if name.startswith("_"):  # copying and pickling ask before there is a whole
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # copying and pickling ask before there is anything to make
             raise AttributeError(name)
-        values = getattr(self._whole, name)[self._rows]
+        values = self._make(name)
         setattr(self, name, values)
         return values
 
 
-class _Selected(_Rows, Candidates):
+class _Selected(_Lazy, Candidates):
     def __init__(self, whole: Candidates, rows: Tensor) -> None:
-        _Rows.__init__(self, whole, rows)
-        self.negative_range = whole.negative_range
-        predictions = whole.predictions
-        self.predictions = None if predictions is None else _Rows(predictions, rows)
+        def select(name: str) -> Any:
+            value = getattr(whole, name)
+            return value if name == "negative_range" else value[rows]
+
+        _Lazy.__init__(self, select)
+        self._rows = rows
+        of_whole = whole.predictions
+        self.predictions = None
+        if of_whole is not None:
+            self.predictions = _Lazy(lambda name: getattr(of_whole, name)[rows])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -113,6 +157,36 @@ class _Selected(_Rows, Candidates):
     @property
     def device(self) -> torch.device:
         return self._rows.device
+
+
+class Joined(_Lazy, Candidates):
+    """The candidates of several images, one image after another; objects count in their image."""
+
+    def __init__(self, batch: Sequence[Candidates]) -> None:
+        """
+        Args:
+            batch: of at least one image.
+        """
+
+        def join(name: str) -> Tensor:
+            if name == "negative_range":
+                raise AttributeError(f"{name} is of each image by itself: see Images.")
+            return torch.cat([getattr(candidates, name) for candidates in batch])
+
+        _Lazy.__init__(self, join)
+        self._batch = batch
+        self.predictions = None
+        if batch[0].predictions is not None:
+            self.predictions = _Lazy(
+                lambda name: torch.cat([getattr(c.predictions, name) for c in batch])
+            )
+
+    def __len__(self) -> int:
+        return sum(len(candidates) for candidates in self._batch)
+
+    @property
+    def device(self) -> torch.device:
+        return self._batch[0].device
 
 
 class Quota(NamedTuple):

@@ -6,31 +6,25 @@ from detectron2.layers import nonzero_tuple
 from torch import Tensor
 
 from ..hlr import hierarchical_local_rank
-from ..ordering import descending_order, refine_order
-from ..ranking import groups_in_images, rank_negatives
+from ..ordering import descending_order, gather_rows, refine_order
+from ..ranking import ImageLayout, groups_in_images, rank_negatives
 from ..settings import check_range
-from .candidates import Candidates, Choice, Quota, is_positive
-from .sampler import (
-    NEGATIVE,
-    POSITIVE,
-    PROPOSAL_SAMPLER_REGISTRY,
-    BatchSampler,
-    ProposalSampler,
-    lowest,
-)
+from .candidates import Candidates, Choice, Joined, Quota, is_positive
+from .sampler import NEGATIVE, POSITIVE, PROPOSAL_SAMPLER_REGISTRY, BatchSampler
+from .together import Images, TogetherSampler
 
 
 @PROPOSAL_SAMPLER_REGISTRY.register()
-class HardSampler(ProposalSampler):
+class HardSampler(TogetherSampler):
     """
     Online hard example mining (https://arxiv.org/abs/1604.03540), for positives or negatives: those
     of the highest classification loss. See :class:`OHEMSampler` for the method as published.
     """
 
-    needs_predictions = True
+    needs_predictions = ("cls_losses",)
 
-    def __call__(self, candidates: Candidates, num: int) -> Tensor:
-        return descending_order(candidates.predictions.cls_losses)[:num]
+    def order(self, candidates: Candidates, images: Images, *draws: Tensor) -> Tensor:
+        return images.order(descending_order(candidates.predictions.cls_losses))
 
 
 @PROPOSAL_SAMPLER_REGISTRY.register()
@@ -42,7 +36,7 @@ class OHEMSampler(BatchSampler):
     ignored, and fewer samples are chosen where NMS leaves fewer.
     """
 
-    needs_predictions = True
+    needs_predictions = ("cls_losses", "box_losses")
 
     @configurable
     def __init__(self, *, nms_thresh: float = 0.7) -> None:
@@ -62,56 +56,57 @@ class OHEMSampler(BatchSampler):
         return {"nms_thresh": cfg.MODEL.ROI_HEADS.HARD_SAMPLER.NMS_THRESH}
 
     def __call__(self, batch: list[Candidates], quota: Quota) -> list[Choice]:
-        chosen = self._hardest(batch, quota.num_per_image * len(batch))
-        choices = []
-        for candidates, of_image in zip(batch, chosen, strict=True):
-            positive = is_positive(candidates.classes, quota.num_classes)
-            rows = (nonzero_tuple(of_image & kind)[0] for kind in (positive, ~positive))
-            choices.append(Choice(*rows))
-        return choices
+        if not batch:
+            return []
+        joined = Joined(batch)
+        layout = ImageLayout([len(candidates) for candidates in batch], joined.device)
+        chosen = self._hardest(joined, layout, quota.num_per_image * len(batch))
+        positive = is_positive(joined.classes, quota.num_classes)
+        kinds = []
+        for mask in (chosen & positive, chosen & ~positive):
+            rows = gather_rows(layout.positions, nonzero_tuple(mask)[0])
+            kinds.append(rows.split(layout.counts(mask).tolist()))
+        return [Choice(*rows) for rows in zip(*kinds, strict=True)]
 
-    def _hardest(self, batch: list[Candidates], num: int) -> list[Tensor]:
-        """For each image bool (N,), true for the chosen."""
-        sizes = [len(candidates) for candidates in batch]
-        boxes = torch.cat([candidates.boxes for candidates in batch])
-        classes = torch.cat([candidates.classes for candidates in batch])
-        losses = torch.cat([c.predictions.cls_losses + c.predictions.box_losses for c in batch])
+    def _hardest(self, candidates: Candidates, layout: ImageLayout, num: int) -> Tensor:
+        """bool (N,), true for the chosen."""
+        predictions, classes = candidates.predictions, candidates.classes
+        losses = predictions.cls_losses + predictions.box_losses
         # NaN first: last, the positives of broken deltas would give way to negatives unnoticed.
         losses = losses.masked_fill(losses.isnan(), float("inf"))
-        heads = groups_in_images(boxes, losses, sizes, self.nms_thresh, classes)
-        indices = torch.cat([torch.arange(size, device=heads.device) for size in sizes])
-        eligible = (heads == indices) & (classes >= 0)
+        heads = groups_in_images(candidates.boxes, losses, layout, self.nms_thresh, classes)
+        eligible = (heads == layout.positions) & (classes >= 0)
         # A sort of its own: no value can be lower than all losses.
         hardest = refine_order(descending_order(losses), (~eligible).long())[:num]
-        chosen = torch.zeros_like(eligible).index_fill(0, hardest, True)
-        return list((chosen & eligible).split(sizes))
+        return torch.zeros_like(eligible).index_fill(0, hardest, True) & eligible
 
 
 @PROPOSAL_SAMPLER_REGISTRY.register()
-class IoUHLRSampler(ProposalSampler):
+class IoUHLRSampler(TogetherSampler):
     """
     For positives: the prime samples (https://arxiv.org/abs/1904.04821), those of the lowest
     IoU-HLR in the image, ranked in each class as ISR-P does; at equal rank the higher IoU.
     """
 
     kinds = frozenset({POSITIVE})
-    needs_predictions = True
+    needs_predictions = ("ious",)
 
-    def __call__(self, candidates: Candidates, num: int) -> Tensor:
+    def order(self, candidates: Candidates, images: Images, *draws: Tensor) -> Tensor:
         ious = candidates.predictions.ious
-        ranks = hierarchical_local_rank(ious, candidates.objects, candidates.classes)
-        return refine_order(descending_order(ious), ranks)[:num]
+        classes = candidates.classes.add(images.layout.images, alpha=2**32)
+        ranks = hierarchical_local_rank(ious, candidates.objects, classes)
+        return images.order(refine_order(descending_order(ious), ranks))
 
 
 @PROPOSAL_SAMPLER_REGISTRY.register()
-class ScoreHLRSampler(ProposalSampler):
+class ScoreHLRSampler(TogetherSampler):
     """
     For negatives: those of the lowest Score-HLR in the image (https://arxiv.org/abs/1904.04821),
     among those scored above a threshold; the remainder at random.
     """
 
     kinds = frozenset({NEGATIVE})
-    needs_predictions = True
+    needs_predictions = ("scores", "boxes")
     settings = "SCORE_HLR"
 
     @configurable
@@ -129,20 +124,27 @@ class ScoreHLRSampler(ProposalSampler):
         self.nms_thresh = nms_thresh
         self.score_thresh = score_thresh
 
-    def __call__(self, candidates: Candidates, num: int) -> Tensor:
-        boxes, scores = candidates.predictions.boxes, candidates.predictions.scores
-        ranked = scores > self.score_thresh
-        ranks = rank_negatives(boxes, scores, ranked, [len(scores)], self.nms_thresh)
-        return lowest(torch.where(ranked, ranks, len(ranks)), num)
+    def draw(self, num: int, device: torch.device) -> tuple[Tensor, ...]:
+        return (torch.rand(num, dtype=torch.float64, device=device),)
 
-    def ranks(
-        self, candidates: Candidates, chosen: Tensor, num: int
+    def order(self, candidates: Candidates, images: Images, *draws: Tensor) -> Tensor:
+        boxes, scores = candidates.predictions.boxes, candidates.predictions.scores
+        layout = images.layout
+        ranked = scores > self.score_thresh
+        ranks = rank_negatives(boxes, scores, ranked, layout, self.nms_thresh)
+        last = images.repeat(layout.num_samples)
+        return images.lowest_first(torch.where(ranked, ranks, last), draws[0])
+
+    def ranks_in_order(
+        self, candidates: Candidates, images: Images
     ) -> tuple[Tensor, Tensor] | None:
         """
-        The Score-HLR of the chosen, divided by the larger of ``num`` and the number of ranked
-        candidates; those drawn at random have the last rank.
+        The Score-HLR, divided by the larger of the number to choose and that of ranked candidates;
+        candidates drawn at random have the last rank.
         """
-        # The chosen come in the sequence of their ranks, then the random ones.
-        num_ranked = (candidates.predictions.scores > self.score_thresh).sum()
-        ranks = torch.arange(len(chosen), device=chosen.device)
-        return ranks.minimum((num_ranked - 1).clamp(min=0)), num_ranked.clamp(min=num)
+        layout = images.layout
+        # In an image, candidates come in the sequence of their ranks, then the random ones.
+        num_ranked = layout.counts(candidates.predictions.scores > self.score_thresh)
+        last = (num_ranked - 1).clamp(min=0)
+        n_max = num_ranked.maximum(images.nums_on_device)
+        return layout.positions.minimum(last[layout.images]), n_max

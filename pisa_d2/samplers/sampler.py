@@ -1,16 +1,13 @@
-"""Samplers of one kind, and what chooses for a whole batch."""
+"""Samplers of one kind, and those of a whole batch."""
 
 from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import nonzero_tuple
 from fvcore.common.registry import Registry
 from torch import Tensor
 
-from ..reweighting import importance
-from ..settings import check_positive
-from .candidates import Candidates, Choice, Quota, is_positive
+from .candidates import Candidates, Choice, Quota
 
 PROPOSAL_SAMPLER_REGISTRY = Registry("PROPOSAL_SAMPLER")
 PROPOSAL_SAMPLER_REGISTRY.__doc__ = """
@@ -35,14 +32,15 @@ class ProposalSampler:
 
     Attributes:
         kinds: the kinds that it serves, "positive" or "negative" or both.
-        needs_predictions: whether ``candidates.predictions`` must be there. They cost one pass of
-            the box head over all proposals per step, which all samplers share.
+        needs_predictions: names of the :class:`Predictions` that ``candidates.predictions`` must
+            have, or True for all of them. They cost one pass of the box head over all proposals per
+            step, which all samplers share.
         settings: the node, in the one that names the sampler, that has its settings: each key is
             an argument of the constructor in capitals. Empty if it has none.
     """
 
     kinds: ClassVar[frozenset[str]] = frozenset({POSITIVE, NEGATIVE})
-    needs_predictions: ClassVar[bool] = False
+    needs_predictions: ClassVar[bool | tuple[str, ...]] = False
     settings: ClassVar[str] = ""
 
     @configurable
@@ -97,7 +95,7 @@ class BatchSampler:
         needs_predictions: as in :class:`ProposalSampler`.
     """
 
-    needs_predictions: bool = False
+    needs_predictions: bool | tuple[str, ...] = False
 
     def __call__(self, batch: list[Candidates], quota: Quota) -> list[Choice]:
         """
@@ -120,70 +118,3 @@ class RandomSampler(ProposalSampler):
 
     def __call__(self, candidates: Candidates, num: int) -> Tensor:
         return torch.randperm(len(candidates), device=candidates.device)[:num]
-
-
-class PairSampler(BatchSampler):
-    """
-    Samples each image by itself, as Detectron2 does: positives up to their fraction by one sampler,
-    then negatives up to the number of samples by another.
-    """
-
-    def __init__(
-        self,
-        *,
-        positive: ProposalSampler,
-        negative: ProposalSampler,
-        max_negatives_per_positive: float | None = None,
-    ) -> None:
-        """
-        Args:
-            positive, negative: the samplers.
-            max_negatives_per_positive: how many negatives are chosen at most, of an image, for each
-                chosen positive, or for one where there is none; above 0, None for no limit.
-
-        Raises:
-            ValueError: a sampler does not serve the kind that it is given for, or the limit is not
-                above 0.
-        """
-        if max_negatives_per_positive is not None:
-            check_positive("max_negatives_per_positive", max_negatives_per_positive)
-        for kind, sampler in ((POSITIVE, positive), (NEGATIVE, negative)):
-            if kind not in sampler.kinds:
-                raise ValueError(
-                    f"{kind} = {type(sampler).__name__} is not allowed: it chooses "
-                    f"{' and '.join(sorted(sampler.kinds))} samples."
-                )
-        self.positive = positive
-        self.negative = negative
-        self.max_negatives_per_positive = max_negatives_per_positive
-        self.needs_predictions = positive.needs_predictions or negative.needs_predictions
-
-    def __str__(self) -> str:
-        positive, negative = type(self.positive).__name__, type(self.negative).__name__
-        return f"{positive} (positives) and {negative} (negatives)"
-
-    def __call__(self, batch: list[Candidates], quota: Quota) -> list[Choice]:
-        return [self._choose(candidates, quota) for candidates in batch]
-
-    def _choose(self, candidates: Candidates, quota: Quota) -> Choice:
-        num = quota.num_per_image
-        positives = nonzero_tuple(is_positive(candidates.classes, quota.num_classes))[0]
-        negatives = nonzero_tuple(candidates.classes == quota.num_classes)[0]
-        num_positives = int(num * quota.positive_fraction)
-        positives = positives[self.positive(candidates.select(positives), num_positives)]
-
-        num -= len(positives)
-        if self.max_negatives_per_positive is not None:
-            num = min(num, int(self.max_negatives_per_positive * max(len(positives), 1)))
-        of_kind = candidates.select(negatives)
-        chosen = self.negative(of_kind, num)
-        ranks = self.negative.ranks(of_kind, chosen, num)
-        return Choice(positives, negatives[chosen], None if ranks is None else importance(*ranks))
-
-
-def lowest(ranks: Tensor, num: int) -> Tensor:
-    """Indices of the ``num`` lowest ranks, from the lowest up, at random among equal ones."""
-    # A fresh draw: reusing the ranks would favour leftovers of small groups. In float64, the
-    # tie-breaker survives being added to a large rank.
-    ties = torch.rand(len(ranks), dtype=torch.float64, device=ranks.device)
-    return (ranks + ties).argsort()[:num]

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import box_iou
 
-from pisa_d2.roi_heads.fast_rcnn import OBJECT_FIELD, PISAFastRCNNOutputLayers
+from pisa_d2.roi_heads.fast_rcnn import PISAFastRCNNOutputLayers
+from pisa_d2.roi_heads.sample_fields import OBJECT_FIELD
 
 IMAGE_SIZE = (800, 1333)
 CHANNELS = 1024

@@ -20,7 +20,7 @@ from running_sums import cells_of
 from torch import Tensor, nn
 
 from pisa_d2.hlr import hierarchical_local_rank, local_rank
-from pisa_d2.ranking import rank_negatives
+from pisa_d2.ranking import ImageLayout, rank_negatives
 from pisa_d2.samplers import BatchSampler, Candidates, Quota
 from pisa_d2.samplers.candidates import is_positive
 
@@ -33,8 +33,10 @@ def predict_proposals(
     deltas of the box predictor, which in a cascade is the first one.
     """
     batch = heads.match([proposals], [target])
-    batch, outputs, _ = heads.predict(features, batch, [target])
-    return batch[0], outputs
+    parts: list[tuple[Tensor, Tensor]] = []
+    batch, _ = heads.predict(features, batch, [target], observe=parts.append)
+    logits, deltas = (torch.cat(values) for values in zip(*parts, strict=True))
+    return batch[0], (logits, deltas)
 
 
 class Observer:
@@ -139,7 +141,8 @@ class Observer:
 
         found = candidates.predictions
         ranked = (candidates.classes == heads.num_classes) & (found.scores > self.ranked_above)
-        ranks = rank_negatives(found.boxes, found.scores, ranked, [len(ranked)], self.nms_thresh)
+        layout = ImageLayout([len(ranked)], ranked.device)
+        ranks = rank_negatives(found.boxes, found.scores, ranked, layout, self.nms_thresh)
         scores.negatives.add(as_numpy(ranks[ranked]), as_numpy(found.scores[ranked]))
 
     def _scored_boxes(

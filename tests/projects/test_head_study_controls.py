@@ -1,6 +1,7 @@
 """Controls change one thing each."""
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from head_study.controls import is_truth, permuted
 from head_study_models import PISA, detector_cfg, small_study
 from helpers import HEADS, load_script, random_batch, register_images, small_cfg
 
-from pisa_d2.attention import Positives, isr_p_weights
+from pisa_d2.attention import Positives, isr_p_weights, isr_weights
+from pisa_d2.roi_heads import fast_rcnn
 
 hold_out = load_script("projects/HeadStudy/hold_out.py")
 
@@ -120,51 +122,54 @@ def test_permuted_ranks_and_unranked_truth_move_the_gradient(dataset, tmp_path):
 
 
 @pytest.fixture
-def positives(dataset, tmp_path):
-    """The positives of a step, the box predictor's settings, and the objects of the batch."""
+def weighted(dataset, tmp_path):
+    """What ISR weighs in a step: the arguments of isr_weights, and the objects of the batch."""
     study = small_study(detector_cfg(tmp_path, dataset), tmp_path)
     batch = collate(list(study.views("train")), torch.device("cpu"))
     head = study.head("PISA", seed=1).train()
-    with EventStorage():
-        samples, _ = head(*batch)
-    num = sum(len(sample) for sample in samples)
-    predictions = torch.zeros(num, 4), torch.zeros(num, 12)
-    positives = head.box_predictor.positives(predictions, samples)
+    with (
+        EventStorage(),
+        mock.patch.object(fast_rcnn, "isr_weights", wraps=isr_weights) as isr,
+    ):
+        head(*batch)
     objects = {tuple(box) for target in batch.targets for box in target.gt_boxes.tensor.tolist()}
-    return positives, head.box_predictor, objects
+    return isr.call_args.args, objects
 
 
-def test_the_boxes_of_the_objects_are_known_among_the_positives(positives):
-    positives, _, objects = positives
+def test_the_boxes_of_the_objects_are_known_among_the_positives(weighted):
+    (_, _, _, positives, _), objects = weighted
     found = [tuple(box) in objects for box in positives.boxes.tolist()]
     assert is_truth(positives).tolist() == found
     assert 0 < sum(found) < len(found)
 
 
-def test_permuted_ranks_give_each_class_its_weights_in_another_order(positives, storage):
-    positives, predictor, _ = positives
+def test_permuted_ranks_give_each_class_its_weights_in_another_order(weighted, storage):
+    (isr_p, isr_n, samples, positives, transform), _ = weighted
     # With equal losses, ISR-P scales both alike.
     positives = replace(positives, cls_losses=torch.ones_like(positives.cls_losses))
-    settings = predictor.isr_p, positives, predictor.box2box_transform
-    weights, of_control = isr_p_weights(*settings), controls.permuted_ranks(*settings)
-    assert not torch.allclose(weights, of_control)
+    arguments = isr_p, isr_n, samples, positives, transform
+    permuted_weights = controls.with_isr_of(controls.permuted_ranks)(*arguments)
+    weights = isr_weights(*arguments)
+    rows = samples.positives
+    assert not torch.allclose(weights[rows], permuted_weights[rows])
+    negative = samples.negative
+    assert torch.equal(weights[negative], permuted_weights[negative])
     for index in positives.classes.unique():
-        of_class = positives.classes == index
-        own, others = weights[of_class].sort().values, of_control[of_class].sort().values
+        of_class = rows[positives.classes == index]
+        own, others = weights[of_class].sort().values, permuted_weights[of_class].sort().values
         torch.testing.assert_close(own, others)
 
 
-def test_without_the_truth_the_proposals_are_ranked_among_themselves(positives, storage):
-    positives, predictor, _ = positives
-    settings = predictor.isr_p, positives, predictor.box2box_transform
-    weights = controls.truth_not_ranked(*settings)
-    proposals = ~is_truth(positives)
-    assert (weights[~proposals] == 1).all()
+def test_without_the_truth_the_proposals_are_ranked_among_themselves(weighted, storage):
+    (isr_p, isr_n, samples, positives, transform), _ = weighted
+    weights = controls.with_isr_of(controls.truth_not_ranked)(*weighted[0])
+    of_positives, proposals = weights[samples.positives], ~is_truth(positives)
+    assert (of_positives[~proposals] == 1).all()
     alone = Positives(**{name: value[proposals] for name, value in vars(positives).items()})
-    of_proposals = isr_p_weights(predictor.isr_p, alone, predictor.box2box_transform)
-    assert torch.equal(weights[proposals], of_proposals)
+    alone = replace(alone, objects=samples.objects[samples.positives[proposals]])
+    torch.testing.assert_close(of_positives[proposals], isr_p_weights(isr_p, alone, transform))
     losses = positives.cls_losses
-    torch.testing.assert_close((weights * losses).sum(), losses.sum())
+    torch.testing.assert_close((of_positives * losses).sum(), losses.sum())
 
 
 def test_what_is_held_out_is_a_random_part_with_its_annotations():

@@ -12,7 +12,7 @@ from torchvision.ops import box_iou, nms
 
 from pisa_d2.config import CARL, ISR, NegativeISR
 from pisa_d2.isr import negative_weights, positive_weights
-from pisa_d2.ranking import largest_count, rank_negatives
+from pisa_d2.ranking import ImageLayout, rank_negatives
 from pisa_d2.reweighting import importance
 from pisa_d2.roi_heads.fast_rcnn import (
     IMPORTANCE_FIELD,
@@ -485,9 +485,9 @@ def test_weights_are_made_without_copies_to_the_host(as_on_gpu):
     boxes, negative = random_boxes(40, generator), torch.arange(40) % 4 > 0
 
     def weigh(scores, boxes, negative):
-        per_image = [15, 0, 25]
-        ranks = rank_negatives(boxes, scores, negative & (scores > 0.05), per_image, 0.5)
-        n_max = largest_count(negative, per_image)
+        layout = ImageLayout([15, 0, 25], torch.device("cpu"))
+        ranks = rank_negatives(boxes, scores, negative & (scores > 0.05), layout, 0.5)
+        n_max = layout.counts(negative).max()
         return negative_weights(importance(ranks, n_max), negative, losses)
 
     weights = weigh(as_on_gpu(ious), as_on_gpu(boxes), as_on_gpu(negative))

@@ -11,7 +11,7 @@ from helpers import HEADS, random_batch, sampled_by, small_cfg, switch
 
 from pisa_d2 import PISACascadeROIHeads, PISAMixin, PISAROIHeads
 from pisa_d2.matcher import IoUMatcher, ProposalMatcher
-from pisa_d2.roi_heads.fast_rcnn import IMPORTANCE_FIELD, OBJECT_FIELD
+from pisa_d2.roi_heads.sample_fields import IMPORTANCE_FIELD, OBJECT_FIELD
 from pisa_d2.samplers import HardSampler, IoUBalancedSampler, OHEMSampler, RandomSampler
 
 pytestmark = pytest.mark.usefixtures("storage")

@@ -32,7 +32,7 @@ from pisa_d2 import (
 from pisa_d2.boxes import box_iou
 from pisa_d2.hlr import hierarchical_local_rank
 from pisa_d2.roi_heads import scoring
-from pisa_d2.roi_heads.fast_rcnn import IMPORTANCE_FIELD, OBJECT_FIELD
+from pisa_d2.roi_heads.sample_fields import IMPORTANCE_FIELD, OBJECT_FIELD
 from pisa_d2.roi_heads.sampling import with_object_ids
 
 pytestmark = pytest.mark.usefixtures("storage")

@@ -6,7 +6,14 @@ from helpers import random_boxes
 from torch import nn
 
 from pisa_d2.roi_heads import scoring
-from pisa_d2.roi_heads.scoring import BoxBranch, evaluating, predict_all
+from pisa_d2.roi_heads.scoring import BoxBranch, evaluating, predict_all, split_predictions
+from pisa_d2.samplers import Predictions
+
+
+def predict(parts, features, boxes):
+    """Logits and deltas of all boxes, and their pooled features."""
+    outputs, pooled = predict_all(parts, features, boxes, lambda outputs, rows: outputs)
+    return tuple(torch.cat(values) for values in zip(*outputs, strict=True)), pooled
 
 
 class Predictor(nn.Linear):
@@ -31,7 +38,7 @@ def inputs(*sizes):
 def test_predictions_are_those_in_evaluation_of_image_after_image():
     parts = branch()
     features, boxes = inputs(4, 0, 3)
-    (scores, deltas), pooled = predict_all(parts, features, boxes)
+    (scores, deltas), pooled = predict(parts, features, boxes)
     parts.head.eval()
     expected = parts.predictor(parts.head(parts.pooler(features, boxes)))
     torch.testing.assert_close((scores, deltas), expected)
@@ -42,26 +49,42 @@ def test_predictions_are_those_in_evaluation_of_image_after_image():
 @pytest.mark.parametrize("num_boxes", [1, 3, 100])
 def test_parts_of_bounded_size_make_no_difference(monkeypatch, num_boxes):
     features, boxes = inputs(4, 0, 3)
-    expected, pooled = predict_all(branch(), features, boxes)
+    expected, pooled = predict(branch(), features, boxes)
     monkeypatch.setattr(scoring, "MAX_BYTES_AT_A_TIME", num_boxes * 5 * 2 * 2 * 4)
     parts = branch()
     sizes = []
     parts.head.register_forward_hook(lambda _, x, __: sizes.append(len(x[0])))
-    ours, ours_pooled = predict_all(parts, features, boxes)
+    ours, ours_pooled = predict(parts, features, boxes)
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(ours_pooled, pooled)
     assert sum(sizes) == 7 and max(sizes) <= num_boxes
+
+
+def test_parts_say_where_they_are_and_are_split_by_image(monkeypatch):
+    features, boxes = inputs(4, 0, 3)
+    expected = predict(branch(), features, boxes)[0][0]
+    monkeypatch.setattr(scoring, "MAX_BYTES_AT_A_TIME", 3 * 5 * 2 * 2 * 4)
+    rows = torch.arange(7)
+
+    def summarise(outputs, part):
+        return Predictions(cls_losses=rows[part].float(), boxes=outputs[0])
+
+    parts, _ = predict_all(branch(), features, boxes, summarise)
+    of_images = split_predictions(parts, [4, 0, 3])
+    assert [p.cls_losses.tolist() for p in of_images] == [[0, 1, 2, 3], [], [4, 5, 6]]
+    torch.testing.assert_close(torch.cat([p.boxes for p in of_images]), expected)
+    assert not hasattr(of_images[0], "scores")
 
 
 def test_pooled_features_above_the_bound_are_not_kept(monkeypatch):
     features, boxes = inputs(4, 3)
     for bound, kept in ((7 * 80, True), (7 * 80 - 1, False)):
         monkeypatch.setattr(scoring, "MAX_BYTES_KEPT", bound)
-        assert (predict_all(branch(), features, boxes)[1] is not None) == kept
+        assert (predict(branch(), features, boxes)[1] is not None) == kept
 
 
 def test_no_boxes_give_no_predictions():
-    (scores, deltas), pooled = predict_all(branch(), *inputs(0, 0))
+    (scores, deltas), pooled = predict(branch(), *inputs(0, 0))
     assert scores.shape == deltas.shape == (0, 4) and len(pooled) == 0
 
 
@@ -69,7 +92,7 @@ def test_batch_norm_and_modes_stay_as_they_were():
     parts = branch()
     parts.head[2].eval()
     before = {name: value.clone() for name, value in parts.head.state_dict().items()}
-    predict_all(parts, *inputs(4, 3))
+    predict(parts, *inputs(4, 3))
     assert [m.training for m in parts.head.modules()] == [True, True, True, False]
     for name, value in parts.head.state_dict().items():
         assert torch.equal(value, before[name]), name

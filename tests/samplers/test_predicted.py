@@ -177,7 +177,9 @@ def test_a_wrong_setting_names_the_key(name, key):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_nothing_is_copied_to_the_host(name, as_on_gpu):
     given_ = candidates(30)
-    predictions = Predictions(*(as_on_gpu(values) for values in given_.predictions))
+    predictions = Predictions(
+        **{name: as_on_gpu(values) for name, values in vars(given_.predictions).items()}
+    )
     objects = as_on_gpu(given_.objects)
     moved = Candidates(given_.boxes, given_.ious, objects, objects % 2, predictions)
     torch.manual_seed(0)

@@ -22,9 +22,9 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from pisa_d2 import add_pisa_config
-from pisa_d2.attention import Positives, carl_loss, isr_p_weights
+from pisa_d2.attention import Positives, Samples, carl_loss, isr_weights
 from pisa_d2.roi_heads import PISAFastRCNNOutputLayers, PISARes5ROIHeads, PISAROIHeads, fast_rcnn
-from pisa_d2.settings import CARL, ISR
+from pisa_d2.settings import CARL, ISR, NegativeISR
 
 
 def add_head_study_config(cfg: CfgNode) -> None:
@@ -44,32 +44,47 @@ def permuted(values: Tensor, classes: Tensor) -> Tensor:
     return result
 
 
-def permuted_ranks(isr: ISR, positives: Positives, transform: Box2BoxTransform) -> Tensor:
-    """ISR-P in which every positive has the rank of another one of its class, at random."""
-    order = permuted(
-        torch.arange(len(positives.classes), device=positives.classes.device), positives.classes
-    )
+def permuted_ranks(samples: Samples, positives: Positives) -> tuple[Samples, Positives]:
+    """For ISR-P in which every positive has the rank of another one of its class, at random."""
+    rows = samples.positives
+    order = permuted(rows, positives.classes)
     # Ranks follow from the regressed boxes and their objects. The losses stay in place: ISR-P
     # keeps the total of the losses that it weights.
-    ranked_as = replace(
-        positives,
-        **{
-            name: getattr(positives, name)[order]
-            for name in ("boxes", "gt_boxes", "objects", "deltas")
-        },
-    )
-    return isr_p_weights(isr, ranked_as, transform)
+    ranked_as = {
+        name: (values := getattr(samples, name)).index_copy(0, rows, values[order])
+        for name in ("boxes", "gt_boxes", "objects", "deltas")
+    }
+    return replace(samples, **ranked_as), positives
 
 
-def truth_not_ranked(isr: ISR, positives: Positives, transform: Box2BoxTransform) -> Tensor:
+def truth_not_ranked(samples: Samples, positives: Positives) -> tuple[Samples, Positives]:
     """
-    ISR-P of the proposals alone. The boxes of the objects, which Detectron2 adds to them, keep
+    For ISR-P of the proposals alone. The boxes of the objects, which Detectron2 adds to them, keep
     weight 1.
     """
     ranked = ~is_truth(positives)
-    of_ranked = Positives(**{name: value[ranked] for name, value in vars(positives).items()})
-    weights = torch.ones_like(positives.cls_losses)
-    weights[ranked] = isr_p_weights(isr, of_ranked, transform).to(weights.dtype)
+    rows = samples.positives
+    of_ranked = replace(
+        samples,
+        positives=rows[ranked],
+        classes=samples.classes.index_fill(0, rows[~ranked], -1),
+    )
+    return of_ranked, Positives(**{name: value[ranked] for name, value in vars(positives).items()})
+
+
+def with_isr_of(change: Callable[[Samples, Positives], tuple[Samples, Positives]]) -> Callable:
+    """:func:`isr_weights` of changed samples."""
+
+    @torch.no_grad()
+    def weights(
+        isr_p: ISR | None,
+        isr_n: NegativeISR | None,
+        samples: Samples,
+        positives: Positives,
+        transform: Box2BoxTransform,
+    ) -> Tensor:
+        return isr_weights(isr_p, isr_n, *change(samples, positives), transform)
+
     return weights
 
 
@@ -86,8 +101,8 @@ def permuted_probabilities(carl: CARL, positives: Positives) -> Tensor:
 
 # By the name of the function of pisa_d2 that each takes the place of.
 CONTROLS: dict[str, tuple[str, Callable]] = {
-    "permuted_ranks": ("isr_p_weights", torch.no_grad()(permuted_ranks)),
-    "truth_not_ranked": ("isr_p_weights", torch.no_grad()(truth_not_ranked)),
+    "permuted_ranks": ("isr_weights", with_isr_of(permuted_ranks)),
+    "truth_not_ranked": ("isr_weights", with_isr_of(truth_not_ranked)),
     "permuted_probabilities": ("carl_loss", permuted_probabilities),
 }
 

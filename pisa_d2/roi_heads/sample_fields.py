@@ -1,0 +1,50 @@
+"""The fields of sampled proposals, and their values over all images of a batch."""
+
+from typing import NamedTuple
+
+import torch
+from detectron2.layers import cat
+from detectron2.structures import Instances
+from torch import Tensor
+
+# The field that carries the matched object to the proposals: unique over the images of a batch.
+OBJECT_FIELD = "gt_pisa_object"
+# The field of samples whose sampler ranked the negatives, see Choice.negative_importance.
+IMPORTANCE_FIELD = "pisa_importance"
+
+
+class SampleFields(NamedTuple):
+    """The R sampled proposals of all images; boxes are XYXY in pixels."""
+
+    classes: Tensor  # int64 (R,), K for negatives
+    boxes: Tensor  # (R, 4)
+    gt_boxes: Tensor  # (R, 4), of the matched objects; anything in an image without objects
+
+
+def gather_fields(proposals: list[Instances], like: Tensor) -> SampleFields:
+    if not proposals:
+        no_boxes = torch.zeros(0, 4, device=like.device)
+        return SampleFields(like.new_zeros(0, dtype=torch.int64), no_boxes, no_boxes)
+    classes = cat([p.gt_classes for p in proposals])
+    boxes = cat([p.proposal_boxes.tensor for p in proposals])
+    # The proposals of an image without objects are all negative: any box serves.
+    gt_boxes = cat(
+        [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+    )
+    return SampleFields(classes, boxes, gt_boxes)
+
+
+def matched_objects(proposals: list[Instances], device: torch.device) -> Tensor:
+    """int64 (R,), the object that each proposal was matched to; -1 where the image has none."""
+    objects = []
+    for p in proposals:
+        if p.has(OBJECT_FIELD):
+            objects.append(p.get(OBJECT_FIELD))
+        elif p.has("gt_boxes"):
+            raise KeyError(
+                f"The proposals have no {OBJECT_FIELD}, which ISR-P needs: add PISAMixin to the "
+                "bases of the ROI heads, before the class that it extends."
+            )
+        else:
+            objects.append(torch.full_like(p.gt_classes, -1))
+    return torch.cat(objects) if objects else torch.zeros(0, dtype=torch.int64, device=device)
