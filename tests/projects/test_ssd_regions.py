@@ -48,6 +48,7 @@ def test_regions_go_where_objects_go_and_guide_no_crop(record, flip):
         found = {tuple(box) for box in ours.ignored_regions.tensor.tolist()}
         assert {tuple(box) for box in theirs.gt_boxes.tensor.tolist()} <= found
         assert (ours.ignored_regions.tensor >= 0).all()
+        assert (ours.ignored_regions.area() > 0).all()
         assert (ours.ignored_regions.tensor <= 300).all()
         clipped += len(found) - len(theirs)
     assert clipped > 5

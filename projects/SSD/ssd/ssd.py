@@ -241,7 +241,7 @@ class SSD(DenseDetector):
             all divided by the number of positives of the batch; 0, with a graph, if it has none.
         """
         positive = is_positive(classes, self.num_classes)
-        negative = classes == self.num_classes
+        # Ignored boxes have no loss, so that mining passes them over.
         cls_losses = F.cross_entropy(
             logits.flatten(0, 1), classes.flatten(), ignore_index=-1, reduction="none"
         )
@@ -267,7 +267,7 @@ class SSD(DenseDetector):
             )
         )
         cls_losses = cls_losses.view_as(classes)
-        hard = hard_negatives(cls_losses, positive, negative, self.negatives_per_positive)
+        hard = hard_negatives(cls_losses, positive, self.negatives_per_positive)
         losses["loss_cls"] = losses["loss_cls"] + torch.where(hard, cls_losses, 0).sum()
         return {name: loss / max(len(rows), 1) for name, loss in losses.items()}
 
