@@ -104,6 +104,8 @@ def isr_weights(
         (R,), keeping the sum of the losses of positives and of negatives; 1 for a kind that is not
         weighted, and for samples of neither kind.
     """
+    if len(samples.cls_losses) == 0:
+        return torch.ones_like(samples.cls_losses)
     boxes = box2box_transform.apply_deltas(samples.deltas, samples.boxes)
     ious = box_iou(boxes, samples.gt_boxes)
     ranks = rank_samples(samples, boxes, ious, None if isr_n is None else isr_n.nms_thresh)
@@ -158,7 +160,7 @@ def _weights_of_negatives(isr_n: NegativeISR, samples: Samples, ranks: Tensor) -
     of_negatives = samples.negative_importance
     if of_negatives is None:
         ranks = torch.where(ranked, ranks, last_ranks(ranked, layout))
-        of_negatives = importance(ranks, layout.counts(negative).max())
+        of_negatives = importance(ranks, layout.counts(negative).max().clamp(min=1))
     weights = negative_weights(
         of_negatives, negative, samples.cls_losses, gamma=isr_n.gamma, beta=isr_n.beta
     )

@@ -24,9 +24,9 @@ def _run_starts(sorted_keys: Tensor, index: Tensor) -> Tensor:
     Args:
         index: int64 (N,), 0, 1, 2, ...
     """
-    starts = torch.zeros_like(sorted_keys, dtype=torch.int64)
-    starts[..., 1:] = index[1:] * (sorted_keys[..., 1:] != sorted_keys[..., :-1])
-    return starts.cummax(dim=-1).values
+    # The first sample begins a run whatever the last, which is rolled to it: its index is 0.
+    begins = sorted_keys != sorted_keys.roll(1, dims=-1)
+    return (index * begins).cummax(dim=-1).values
 
 
 def _inverse(order: Tensor, values: Tensor) -> Tensor:

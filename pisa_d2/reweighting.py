@@ -18,14 +18,13 @@ def importance(ranks: Tensor, n_max: Tensor | int) -> Tensor:
 
     Args:
         ranks: integer (N,), from 0.
-        n_max: number of samples that the ranks are divided by, at least the highest rank + 1;
-            a tensor of no or N elements, or a number.
+        n_max: number of samples that the ranks are divided by, at least 1, and the highest rank
+            + 1; a tensor of no or N elements, or a number.
 
     Returns:
         float32 (N,), in [0, 1]; 1 for rank 0.
     """
-    n_max = n_max.clamp(min=1) if isinstance(n_max, Tensor) else max(n_max, 1)
-    return (n_max - ranks) / n_max
+    return (n_max - ranks).clamp(min=0) / n_max
 
 
 def weights_of_importance(importance: Tensor, gamma: float, beta: float) -> Tensor:

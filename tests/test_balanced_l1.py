@@ -219,7 +219,8 @@ def test_retinanets_box_loss_is_that_of_the_equations():
     deltas = 0.3 * torch.randn(2, 10, 4, generator=generator)
     objects = [torch.arange(10), torch.zeros(10, dtype=torch.int64)]
     logits = torch.zeros(2, 10, NUM_CLASSES)
-    losses = model.pisa_losses([Boxes(anchors)], [logits], [deltas], labels, gt_boxes, objects)
+    targets = (torch.cat(of_images) for of_images in (labels, gt_boxes, objects))
+    losses = model.pisa_losses([Boxes(anchors)], [logits], [deltas], *targets)
     assert model.smooth_l1_beta == BETA
     wanted = model.box2box_transform.get_deltas(anchors, gt_boxes[0])
     total = sum(slow_balanced_l1(deltas[0, i], wanted[i], 0.2, 0.9) for i in (0, 2, 4, 6))

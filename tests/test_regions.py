@@ -138,7 +138,7 @@ def test_rpn_and_retinanet_ignore_what_loops_over_anchors_and_regions_ignore(
     expected = torch.where(inside & (expected == retinanet.num_classes), -1, expected)
     [found], _ = retinanet.label_anchors([anchors], [target])
     assert torch.equal(found, expected)
-    [found], _, [objects] = retinanet.label_anchors_and_objects([anchors], [target])
+    found, _, objects = retinanet.label_anchors_and_objects([anchors], [target])
     assert torch.equal(found, expected)
     positive = (expected >= 0) & (expected < retinanet.num_classes)
     assert ((objects >= 0) & (objects < num_objects))[positive].all()

@@ -122,7 +122,7 @@ class PISARetinaNet(RetinaNet):
     @torch.no_grad()
     def label_anchors_and_objects(
         self, anchors: list[Boxes], gt_instances: list[Instances]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """
         :meth:`label_anchors`, which keeps to itself what object an anchor is matched to.
 
@@ -131,9 +131,9 @@ class PISARetinaNet(RetinaNet):
             gt_instances: the objects of each of the B images.
 
         Returns:
-            Labels int64 (R,) in [-1, K], boxes (R, 4) and numbers int64 (R,) of the matched
-            objects, of each image. Objects are numbered through the batch; boxes and numbers of
-            anchors that are no positives mean nothing.
+            Labels int64 (B * R,) in [-1, K], boxes (B * R, 4) and numbers int64 (B * R,) of the
+            matched objects, image after image. Objects are numbered through the batch; boxes and
+            numbers of anchors that are no positives mean nothing.
         """
         # Stock matching reads the class of an anchor's object. Let it read a number above K (which
         # stands for background), and look the class up in a table that ends in -1, for ignored.
@@ -145,39 +145,39 @@ class PISARetinaNet(RetinaNet):
         table = torch.cat([others, classes, classes.new_full((1,), -1)])
         numbers = torch.arange(first, first + len(classes), device=classes.device)
         numbered = [target[:] for target in gt_instances]  # of their class, with their regions
-        of_images = numbers.split([len(target) for target in numbered])
-        for target, own in zip(numbered, of_images, strict=True):
+        parts = numbers.split([len(target) for target in numbered])
+        for target, own in zip(numbered, parts, strict=True):
             target.gt_classes = own
-        labels, gt_boxes = self.label_anchors(anchors, numbered)
-        return [table[x] for x in labels], gt_boxes, [x - first for x in labels]
+        of_images, gt_boxes = self.label_anchors(anchors, numbered)
+        labels = torch.cat(of_images)
+        return table[labels], torch.cat(gt_boxes), labels - first
 
     def pisa_losses(
         self,
         anchors: list[Boxes],
         pred_logits: list[Tensor],
         pred_deltas: list[Tensor],
-        gt_labels: list[Tensor],
-        gt_boxes: list[Tensor],
-        gt_objects: list[Tensor],
+        gt_labels: Tensor,
+        gt_boxes: Tensor,
+        gt_objects: Tensor,
     ) -> dict[str, Tensor]:
         """
         Args:
             anchors: those of each feature level, R in all.
             pred_logits, pred_deltas: of each level, (B, its anchors, K) and (B, its anchors, 4).
-            gt_labels, gt_boxes, gt_objects: of each image, see :meth:`label_anchors_and_objects`.
+            gt_labels, gt_boxes, gt_objects: see :meth:`label_anchors_and_objects`.
 
         Returns:
             ``loss_cls``, ``loss_box_reg`` and, where CARL is on, ``loss_carl``: scalars under
             RetinaNet's running normaliser; 0, with a graph, where there is nothing to learn from.
         """
-        labels = torch.cat(gt_labels)
         # Copies to the host, fewer than the stock losses make; nothing below does.
-        valid = nonzero_tuple(labels >= 0)[0]
-        classes = labels[valid]
+        valid = nonzero_tuple(gt_labels >= 0)[0]
+        classes = gt_labels[valid]
         pos = nonzero_tuple(classes != self.num_classes)[0]  # indices in [0, V)
         pos_classes = classes[pos]
 
-        get_event_storage().put_scalar("num_pos_anchors", len(pos) / len(gt_labels))
+        get_event_storage().put_scalar("num_pos_anchors", len(pos) / len(pred_logits[0]))
         normalizer = self._ema_update("loss_normalizer", max(len(pos), 1), 100)
 
         logits = cat(pred_logits, dim=1).flatten(0, 1)[valid]
@@ -186,7 +186,7 @@ class PISARetinaNet(RetinaNet):
 
         rows = valid[pos]  # indices in [0, B * R)
         pos_deltas = cat(pred_deltas, dim=1).flatten(0, 1)[rows]
-        pos_gt_boxes = torch.cat(gt_boxes)[rows]
+        pos_gt_boxes = gt_boxes[rows]
         all_anchors = Boxes.cat(anchors).tensor
         pos_anchors = all_anchors[rows % len(all_anchors)]
         box_losses = box_regression_losses(
@@ -202,7 +202,7 @@ class PISARetinaNet(RetinaNet):
         positives = Positives(
             boxes=pos_anchors,
             gt_boxes=pos_gt_boxes,
-            objects=torch.cat(gt_objects)[rows],
+            objects=gt_objects[rows],
             classes=pos_classes,
             deltas=pos_deltas,
             probs=pos_probs,

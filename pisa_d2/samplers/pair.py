@@ -98,7 +98,7 @@ class _OneByOne:
         chosen = self._sampler(candidates, num)
         ranks = self._sampler.ranks(candidates, chosen, num)
         self._chosen.append(self._rows[image][chosen])
-        self._importance.append(None if ranks is None else importance(*ranks).clamp(min=0))
+        self._importance.append(None if ranks is None else _importance(*ranks))
         return len(chosen)
 
     def rows(self) -> list[Tensor]:
@@ -140,7 +140,7 @@ class _Together:
         if ranks is None:
             return [None] * len(self._images.nums)
         n_max = ranks[1][self._images.layout.images]
-        return self._of_images(importance(ranks[0], n_max))
+        return self._of_images(_importance(ranks[0], n_max))
 
 
 def _turn_of(
@@ -165,3 +165,8 @@ def _turn_of(
     of_images = list(rows.split(counts))
     candidates = [c.select(own) for c, own in zip(batch, of_images, strict=True)]
     return _OneByOne(sampler, candidates, of_images)
+
+
+def _importance(ranks: Tensor, n_max: Tensor) -> Tensor:
+    # The number is 0 where none is to be chosen.
+    return importance(ranks, n_max.clamp(min=1))

@@ -91,8 +91,17 @@ def _silent() -> Iterator[None]:
 
 def count_synchronisations(function: Callable[[], object]) -> int:
     """Copies from the GPU to the host, and other calls that wait for it, in one call."""
+    names = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+    return _count_calls(function, names)
+
+
+def count_launches(function: Callable[[], object]) -> int:
+    """Kernels that the host launches in one call."""
+    return _count_calls(function, ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel"))
+
+
+def _count_calls(function: Callable[[], object], names: tuple[str, ...]) -> int:
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     with _silent(), profile(activities=activities) as recorded:
         function()
-    waits = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
-    return sum(event.count for event in recorded.key_averages() if event.key in waits)
+    return sum(event.count for event in recorded.key_averages() if event.key in names)

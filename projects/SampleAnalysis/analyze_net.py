@@ -77,6 +77,10 @@ def samplers_of(cfg: CfgNode) -> dict[str, BatchSampler]:
 def load_records(dataset: str, num_images: int | None) -> list[dict]:
     """All images of the data set, or that many, evenly from the whole of it."""
     records = get_detection_dataset_dicts([dataset], filter_empty=False)
+    for record in records:
+        for annotation in record.get("annotations", []):
+            # Of boxes alone; outlines would be most of the memory.
+            annotation.pop("segmentation", None)
     num = min(num_images or len(records), len(records))
     return [records[(2 * i + 1) * len(records) // (2 * num)] for i in range(num)]
 
@@ -143,7 +147,7 @@ def plot_all(
     else:
         left_out.append("Figure 3, the ranks of an image's positives: no image has an object.")
     outcomes = spend(
-        found.scored_boxes, predictor, lambda d: evaluate(truth, d, image_ids, ids, False)
+        found.scored_boxes, predictor, lambda d: evaluate(truth, d, image_ids, ids, with_details=False)
     )
     if len(outcomes) > 1:
         plots.append(plot_what_if(outcomes))

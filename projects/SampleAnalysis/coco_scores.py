@@ -5,28 +5,42 @@ Shape shorthand in this module:
 
     I: number of images
     T: number of IoU thresholds
+    R: number of recalls
     K: number of classes
     A: number of ranges of object size
 """
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from dataset_detections import Detections
 from detectron2.data import MetadataCatalog
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval, Params
+from tqdm import tqdm
 
 from pisa_d2.evaluation import coco_truth, index_coco
 
 SIZES = ("all", "small", "medium", "large")
 
 
+# Of an annotation; outlines would be most of the memory.
+_KEPT = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+
+
 def ground_truth(dataset: str) -> COCO:
     """Return the ground truth of a dataset, with the dataset's own ids of the classes."""
-    return index_coco(coco_truth(dataset))
+    content = coco_truth(dataset)
+    annotations = [
+        {name: value for name, value in annotation.items() if name in _KEPT}
+        for annotation in content.get("annotations", [])
+    ]
+    images = [{"id": image["id"]} for image in content["images"]]
+    return index_coco({**content, "images": images, "annotations": annotations})
 
 
 def class_ids(dataset: str, truth: COCO) -> list[int]:
@@ -37,95 +51,216 @@ def class_ids(dataset: str, truth: COCO) -> list[int]:
     return sorted(mapping, key=mapping.get)
 
 
+class _Marks(NamedTuple):
+    """
+    Detections of a class and a size range, highest score first; and the images that have objects.
+    """
+
+    images: np.ndarray  # int32 (D,)
+    right: np.ndarray  # bits of (T, D), packed along T
+    wrong: np.ndarray  # the same
+    images_of_objects: np.ndarray
+    num_objects: np.ndarray
+
+
+_NOTHING = np.zeros(0, np.int32)
+_NO_MARKS = _Marks(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING)
+
+
+@dataclass
+class Evaluation:
+    """
+    The results of a COCO evaluation.
+
+    Attributes:
+        truth, detections: what was evaluated.
+        image_ids: the images that count, in ascending order.
+        ids_of_classes: the dataset's own id of each contiguous class.
+        thresholds, recalls: of IoU (T,), and of the precision-recall curves (R,).
+        precision: (T, R, K, A), of at most 100 detections of a class in an image; -1 where a class
+            has no object.
+        marks: of each class and size range, for :class:`Resampler`.
+        best: the detections that are looked at, by their index: in each class as many as it has
+            objects, the highest scored, so that two detectors compare whose scores mean different
+            things. Each has the ids of the objects that it matches at IoU 0.5 and at 0.75, or 0.
+            Detections of a crowd are left out.
+    """
+
+    truth: COCO
+    detections: Detections
+    image_ids: list[int | str]
+    ids_of_classes: list[int]
+    thresholds: np.ndarray
+    recalls: np.ndarray
+    precision: np.ndarray
+    marks: list[_Marks] = field(default_factory=list)
+    best: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
 def evaluate(
     truth: COCO,
-    detections: list[dict],
-    image_ids: list[int | str],
+    detections: Detections,
+    image_ids: Iterable[int | str],
     ids_of_classes: list[int],
-    with_sizes: bool = True,
-) -> COCOeval:
+    with_details: bool = True,
+) -> Evaluation:
     """
+    Evaluate one class after another: pycocotools keeps what it finds in each image for each class,
+    which for all classes at once takes gigabytes.
+
     Args:
         truth: see :func:`ground_truth`.
-        detections: COCO results, of contiguous classes.
+        detections: of contiguous classes.
         image_ids: the images that count.
-        ids_of_classes: the data set's own id of each contiguous class.
-        with_sizes: if not, of objects of all sizes together alone.
-
-    Returns:
-        Evaluated and accumulated. Its ``cocoDt`` numbers the detections from 1, in their sequence.
+        ids_of_classes: the dataset's own id of each contiguous class.
+        with_details: if not, of objects of all sizes together alone, and without what
+            :class:`Resampler` and :mod:`mistakes` need.
     """
-    found = [
+    image_ids = sorted(set(image_ids))
+    places = {image: place for place, image in enumerate(image_ids)}
+    objects: dict[int, list[dict]] = {}
+    for annotation in truth.dataset["annotations"]:
+        if annotation["image_id"] in places:
+            objects.setdefault(annotation["category_id"], []).append(annotation)
+    params = Params(iouType="bbox")
+    num_sizes = len(params.areaRng) if with_details else 1
+    shape = len(params.iouThrs), len(params.recThrs), len(ids_of_classes), num_sizes
+    result = Evaluation(
+        truth,
+        detections,
+        image_ids,
+        ids_of_classes,
+        params.iouThrs,
+        params.recThrs,
+        np.full(shape, -1.0),
+    )
+    for class_, own_id in enumerate(tqdm(ids_of_classes, desc="COCO evaluation", delay=5)):
+        of_class = _evaluate_class(
+            own_id,
+            objects.get(own_id, []),
+            detections,
+            detections.of_class(class_),
+            places,
+            num_sizes,
+        )
+        if of_class is None:
+            result.marks += [_NO_MARKS] * (num_sizes if with_details else 0)
+            continue
+        result.precision[:, :, class_] = of_class.eval["precision"][:, :, 0, :, -1]
+        if with_details:
+            result.best.update(_best_detections(of_class))
+            result.marks += [_collect(block, of_class, places) for block in blocks(of_class)]
+    return result
+
+
+def _evaluate_class(
+    own_id: int,
+    objects: list[dict],
+    detections: Detections,
+    rows: np.ndarray,
+    places: dict[int | str, int],
+    num_sizes: int,
+) -> COCOeval | None:
+    """Of the images that have an object or a detection of the class; None without any."""
+    results = [
         {
             **detection,
-            "id": i + 1,  # 0 would read as "no match"
-            "category_id": ids_of_classes[detection["category_id"]],
+            "id": row + 1,  # 0 would read as "no match"
+            "category_id": own_id,
             "area": detection["bbox"][2] * detection["bbox"][3],
             "iscrowd": 0,
         }
-        for i, detection in enumerate(detections)
+        for row, detection in zip(rows.tolist(), detections.results(rows), strict=True)
+        if detection["image_id"] in places
     ]
-    results = index_coco({**truth.dataset, "annotations": found})
-    evaluation = COCOeval(truth, results, "bbox")
-    evaluation.params.imgIds = image_ids
-    evaluation.params.catIds = ids_of_classes
-    if not with_sizes:
-        evaluation.params.areaRng = evaluation.params.areaRng[:1]
-        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+    image_ids = sorted({item["image_id"] for item in (*objects, *results)})
+    if not image_ids:
+        return None
+    content = {"images": [{"id": i} for i in image_ids], "categories": [{"id": own_id}]}
+    evaluation = COCOeval(
+        index_coco({**content, "annotations": objects}),
+        index_coco({**content, "annotations": results}),
+        "bbox",
+    )
+    evaluation.params.imgIds, evaluation.params.catIds = image_ids, [own_id]
+    evaluation.params.areaRng = evaluation.params.areaRng[:num_sizes]
+    evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:num_sizes]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
 
 
-def average_precision(evaluation: COCOeval) -> np.ndarray:
-    """AP (T, K, A) in percent, at most 100 detections an image; NaN where there is no object."""
-    precision = evaluation.eval["precision"][..., -1]  # (T, recalls, K, A)
-    ap = 100 * precision.mean(axis=1)
-    return np.where(precision[:, 0] < 0, np.nan, ap)
+def blocks(evaluation: COCOeval) -> Iterator[list[dict | None]]:
+    """The results of all images, for each size range."""
+    num_images = len(evaluation._paramsEval.imgIds)
+    for start in range(0, len(evaluation.evalImgs), num_images):
+        yield evaluation.evalImgs[start : start + num_images]
 
 
-class _Marks(NamedTuple):
-    """Detections of a class and a size range, highest score first."""
+def _best_detections(evaluation: COCOeval) -> dict[int, tuple[int, int]]:
+    """See :class:`Evaluation`."""
+    num_objects, found = 0, []
+    for result in next(blocks(evaluation)):  # the first range holds all sizes
+        if result is None:
+            continue
+        num_objects += int(np.sum(np.asarray(result["gtIgnore"]) == 0))
+        counted = ~np.asarray(result["dtIgnore"], dtype=bool)[0]
+        matches = np.asarray(result["dtMatches"])[[0, 5]].astype(np.int64).T.tolist()
+        items = zip(result["dtScores"], result["dtIds"], matches, counted, strict=True)
+        found += [(score, i - 1, tuple(match)) for score, i, match, counts in items if counts]
+    found.sort(key=lambda item: -item[0])
+    return {row: match for _, row, match in found[:num_objects]}
 
-    images: np.ndarray
-    right: np.ndarray  # (T, D)
-    wrong: np.ndarray  # (T, D)
-    num_objects: np.ndarray  # (I,)
+
+def _collect(
+    of_images: list[dict | None], evaluation: COCOeval, places: dict[int | str, int]
+) -> _Marks:
+    nothing = np.zeros((len(evaluation._paramsEval.iouThrs), 0), dtype=bool)
+    scores, images, right, wrong = [np.zeros(0)], [np.zeros(0, np.int32)], [nothing], [nothing]
+    num_objects: dict[int, int] = {}
+    for image_id, result in zip(evaluation._paramsEval.imgIds, of_images, strict=True):
+        if result is None:
+            continue
+        place = places[image_id]
+        if num := int(np.sum(np.asarray(result["gtIgnore"]) == 0)):
+            num_objects[place] = num
+        matched = np.asarray(result["dtMatches"]) != 0
+        counted = ~np.asarray(result["dtIgnore"], dtype=bool)
+        scores.append(np.asarray(result["dtScores"], dtype=np.float64))
+        images.append(np.full(len(result["dtScores"]), place, np.int32))
+        right.append(matched & counted)
+        wrong.append(~matched & counted)
+    order = np.argsort(-np.concatenate(scores), kind="mergesort")
+    all_right, all_wrong = (np.concatenate(x, axis=1)[:, order] for x in (right, wrong))
+    counts = (all_right | all_wrong).any(axis=0)
+    return _Marks(
+        np.concatenate(images)[order][counts],
+        np.packbits(all_right[:, counts], axis=0),
+        np.packbits(all_wrong[:, counts], axis=0),
+        np.fromiter(num_objects.keys(), np.int64, len(num_objects)),
+        np.fromiter(num_objects.values(), np.int64, len(num_objects)),
+    )
+
+
+def average_precision(evaluation: Evaluation) -> np.ndarray:
+    """AP (T, K, A) in percent, at most 100 detections per image; NaN where there is no object."""
+    ap = 100 * evaluation.precision.mean(axis=1)
+    return np.where(evaluation.precision[:, 0] < 0, np.nan, ap)
 
 
 class Resampler:
-    """AP of an evaluated data set in which each image counts any number of times."""
+    """AP of an evaluated dataset in which each image counts any number of times."""
 
-    def __init__(self, evaluation: COCOeval) -> None:
-        params = evaluation._paramsEval
-        self.recalls = params.recThrs
-        self.shape = len(params.catIds), len(params.areaRng)
-        self.num_images, self.num_thresholds = len(params.imgIds), len(params.iouThrs)
-        self._marks = [self._collect(m) for m in blocks(evaluation)]
-
-    def _collect(self, of_images: list[dict | None]) -> _Marks:
-        num_objects = np.zeros(self.num_images)
-        scores, images = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
-        nothing = np.zeros((self.num_thresholds, 0), dtype=bool)
-        right, wrong = [nothing], [nothing]
-        for i, result in enumerate(of_images):
-            if result is None:
-                continue
-            num_objects[i] = np.sum(np.asarray(result["gtIgnore"]) == 0)
-            matched = np.asarray(result["dtMatches"]) != 0
-            counted = ~np.asarray(result["dtIgnore"], dtype=bool)
-            scores.append(result["dtScores"])
-            images.append(np.full(len(result["dtScores"]), i))
-            right.append(matched & counted)
-            wrong.append(~matched & counted)
-        order = np.argsort(-np.concatenate(scores), kind="mergesort")
-        return _Marks(
-            np.concatenate(images)[order],
-            np.concatenate(right, axis=1)[:, order],
-            np.concatenate(wrong, axis=1)[:, order],
-            num_objects,
-        )
+    def __init__(self, evaluation: Evaluation) -> None:
+        """
+        Args:
+            evaluation: with details.
+        """
+        self.recalls = evaluation.recalls
+        self.shape = evaluation.precision.shape
+        self.num_images = len(evaluation.image_ids)
+        self._marks = evaluation.marks
 
     def average_precision(self, counts: np.ndarray) -> np.ndarray:
         """
@@ -135,31 +270,27 @@ class Resampler:
         Returns:
             As :func:`average_precision`.
         """
-        ap = np.full((len(self._marks), self.num_thresholds), np.nan)
+        num_thresholds, _, num_classes, num_sizes = self.shape
+        ap = np.full((num_classes * num_sizes, num_thresholds), np.nan)
         for row, marks in zip(ap, self._marks, strict=True):
-            total = marks.num_objects @ counts
+            total = marks.num_objects @ counts[marks.images_of_objects]
             if total == 0:
                 continue
             weights = counts[marks.images]
-            right = (marks.right * weights).cumsum(axis=1)
-            wrong = (marks.wrong * weights).cumsum(axis=1)
+            right, wrong = (
+                (np.unpackbits(bits, axis=0, count=num_thresholds) * weights).cumsum(axis=1)
+                for bits in (marks.right, marks.wrong)
+            )
             precision = right / np.maximum(right + wrong, 1)
             best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            for t in range(self.num_thresholds):
+            for t in range(num_thresholds):
                 at = np.searchsorted(right[t] / total, self.recalls)
                 reached = at < len(weights)
                 row[t] = 100 * best[t, at[reached]].sum() / len(self.recalls)
-        return ap.reshape(*self.shape, -1).transpose(2, 0, 1)
+        return ap.reshape(num_classes, num_sizes, -1).transpose(2, 0, 1)
 
 
-def blocks(evaluation: COCOeval) -> Iterator[list[dict | None]]:
-    """The results of all images, for each class and each size range of it."""
-    num_images = len(evaluation._paramsEval.imgIds)
-    for start in range(0, len(evaluation.evalImgs), num_images):
-        yield evaluation.evalImgs[start : start + num_images]
-
-
-def bootstrap(evaluations: list[COCOeval], num_draws: int, seed: int) -> list[np.ndarray]:
+def bootstrap(evaluations: list[Evaluation], num_draws: int, seed: int) -> list[np.ndarray]:
     """
     AP (draws, T, K, A) of each evaluation, over images drawn with replacement. They are the same
     in all evaluations, so differences can be taken draw by draw.
@@ -169,4 +300,8 @@ def bootstrap(evaluations: list[COCOeval], num_draws: int, seed: int) -> list[np
     draws = np.random.default_rng(seed).multinomial(
         num_images, np.full(num_images, 1 / num_images), size=num_draws
     )
-    return [np.stack([r.average_precision(counts) for counts in draws]) for r in resamplers]
+    of_draws = [
+        [resampler.average_precision(counts) for resampler in resamplers]
+        for counts in tqdm(draws, desc="bootstrap", delay=5)
+    ]
+    return [np.stack(of_one) for of_one in zip(*of_draws, strict=True)]

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 
 import torch
+from dataset_detections import Detections
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
-from detectron2.structures import Boxes, BoxMode, ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from findings import (
     IOU_EDGES,
@@ -17,9 +18,11 @@ from findings import (
     as_numpy,
 )
 from running_sums import cells_of
+from spool import Spool
 from torch import Tensor, nn
 
 from pisa_d2.hlr import hierarchical_local_rank, local_rank
+from pisa_d2.ordering import at_least_float32
 from pisa_d2.ranking import ImageLayout, rank_negatives
 from pisa_d2.samplers import BatchSampler, Candidates, Quota
 from pisa_d2.samplers.candidates import is_positive
@@ -63,7 +66,7 @@ class Observer:
         self.ranked_above, self.nms_thresh = ranked_above, nms_thresh
         self.ranks_of, self.with_scored_boxes = ranks_of, with_scored_boxes
         samples = {name: SampleStatistics() for name in samplers}
-        self.findings = Findings(samples, ScoreStatistics(), [], [])
+        self.findings = Findings(samples, ScoreStatistics(), Detections(), Spool())
 
     @torch.no_grad()
     def run(self, batches: Iterable[dict]) -> Findings:
@@ -91,7 +94,7 @@ class Observer:
             self.findings.scored_boxes.append(scored)
         found, _ = heads(images, features, proposals)
         found = detector_postprocess(found[0], inputs["height"], inputs["width"])
-        self.findings.detections += as_results(found, inputs["image_id"])
+        self.findings.detections.add(found, inputs["image_id"])
 
     def _propose(
         self, images: ImageList, features: dict[str, Tensor], target: Instances
@@ -166,13 +169,29 @@ class Observer:
         boxes = boxes.expand(-1, num_classes, 4)[of_proposals, of_classes]
         clipped = Boxes(boxes)
         clipped.clip(size)
+        logits = at_least_float32(outputs[0][rows])
+        own, rest = logits.gather(1, classes[:, None])[:, 0], None
+        if not getattr(predictor, "use_sigmoid_ce", False):
+            others = logits.scatter(1, classes[:, None], -torch.inf)
+            rest = others.logsumexp(dim=1)
+        # Federated loss draws the classes that count: the same for all images.
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            losses = predictor.classification_losses(logits, classes)
         return ScoredBoxes(
-            inputs["image_id"],
-            size,
-            (inputs["height"], inputs["width"]),
-            *(clipped.tensor, of_classes, probs[kept], owners[of_proposals]),
-            *(outputs[0][rows], classes, candidates.objects[rows]),
-            candidates.predictions.ious[rows],
+            image_id=inputs["image_id"],
+            input_size=size,
+            image_size=(inputs["height"], inputs["width"]),
+            boxes=clipped.tensor,
+            classes=of_classes,
+            scores=probs[kept],
+            owners=owners[of_proposals],
+            gt_classes=classes,
+            objects=candidates.objects[rows],
+            ious=candidates.predictions.ious[rows],
+            losses=losses,
+            own_logits=own,
+            rest_logits=rest,
         )
 
 
@@ -185,14 +204,3 @@ def rank_positives(inputs: dict, positives: Candidates) -> Ranks:
     )
     values = (found.boxes, positives.classes, positives.objects, found.ious, *ranks)
     return Ranks(inputs, *(as_numpy(v) for v in values))
-
-
-def as_results(found: Instances, image_id: int | str) -> list[dict]:
-    """Detections in COCO's format of results, boxes XYWH, classes contiguous."""
-    boxes = BoxMode.convert(as_numpy(found.pred_boxes.tensor), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
-    return [
-        {"image_id": image_id, "category_id": class_, "bbox": box, "score": score}
-        for box, class_, score in zip(
-            boxes.tolist(), found.pred_classes.tolist(), found.scores.tolist(), strict=True
-        )
-    ]

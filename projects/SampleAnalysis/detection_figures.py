@@ -5,14 +5,13 @@ from collections.abc import Callable
 
 import numpy as np
 from box_drawing import draw_boxes, show_image
-from coco_scores import SIZES, average_precision
+from coco_scores import SIZES, Evaluation, average_precision
 from html_report import Plot, Table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from mistakes import KINDS, ImageResult, count_mistakes
-from pycocotools.cocoeval import COCOeval
 from sample_figures import BLUE, DPI, ORANGE, SKY
 from score_figures import STYLES
 
@@ -100,7 +99,7 @@ def _look(right_at: set[float]) -> tuple[str, str, str]:
 
 
 def plot_average_precision(
-    evaluations: list[COCOeval],
+    evaluations: list[Evaluation],
     draws: list[np.ndarray],
     images: list[list[ImageResult]],
     names: list[str],
@@ -117,7 +116,7 @@ def plot_average_precision(
     figure = Figure(figsize=(13, 8), dpi=DPI, layout="constrained")
     (by_iou, by_class), (by_size, by_kind) = figure.subplots(2, 2)
     points = [average_precision(e) for e in evaluations]
-    thresholds = evaluations[0].params.iouThrs
+    thresholds = evaluations[0].thresholds
     groups = {
         "IoU": _by_group(points, draws, lambda ap: _mean(ap[..., 0], -1)),
         "class": _by_group(points, draws, lambda ap: _mean(ap[..., 0], -2)),

@@ -11,8 +11,10 @@ Shape shorthand in this module:
 from dataclasses import dataclass, field
 
 import numpy as np
+from dataset_detections import Detections
 from loading import OVERLAP
 from running_sums import Correlation, Density, Means, cells_of
+from spool import Spool
 from torch import Tensor
 
 from pisa_d2.samplers import Candidates
@@ -81,9 +83,17 @@ class Ranks:
 @dataclass
 class ScoredBoxes:
     """
-    What becomes the detections of an image: M boxes (M, 4), clipped, in pixels of the input, with
-    class and probability; and the logits of its positives (P, K + 1). ``owners`` (M,) is the
-    positive whose box it is, whatever the class, or -1.
+    What becomes the detections of an image.
+
+    Attributes:
+        boxes: (M, 4), clipped, XYXY in pixels of the input.
+        classes, scores: (M,).
+        owners: (M,), the positive whose box it is, whatever the class, or -1.
+        gt_classes, objects, ious: (P,), of the positives.
+        losses: (P,), their classification losses.
+        own_logits: (P,), of their classes.
+        rest_logits: (P,), the log of the sum of exponentials of all others: with the own logit it
+            gives the softmax. None for sigmoids, in which classes do not depend on one another.
     """
 
     image_id: int | str
@@ -93,18 +103,20 @@ class ScoredBoxes:
     classes: Tensor
     scores: Tensor
     owners: Tensor
-    logits: Tensor
     gt_classes: Tensor
     objects: Tensor
     ious: Tensor
+    losses: Tensor
+    own_logits: Tensor
+    rest_logits: Tensor | None
 
 
 @dataclass
 class Findings:
     samples: dict[str, SampleStatistics]
     scores: ScoreStatistics
-    detections: list[dict]  # COCO results, of contiguous classes
-    scored_boxes: list[ScoredBoxes]
+    detections: Detections
+    scored_boxes: Spool[ScoredBoxes]
     ranks: Ranks | None = None
 
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from coco_scores import blocks
+from coco_scores import Evaluation
 from pycocotools import mask
-from pycocotools.cocoeval import COCOeval
 
 KINDS = ("classification", "localisation", "duplicate", "background")
 RIGHT_IOU, NEAR_IOU = 0.5, 0.1
+THRESHOLDS = (0.5, 0.75)
 
 
 @dataclass
@@ -41,67 +41,30 @@ class ImageResult:
         return wrong + sum(len(missed) for missed in self.missed_at)
 
 
-def best_detections(evaluation: COCOeval) -> set[int]:
-    """
-    Ids of the detections that are looked at: in each class as many as it has objects, the highest
-    scored. So two detectors compare whose scores mean different things. Detections of a crowd are
-    left out.
-    """
-    chosen: set[int] = set()
-    num_areas = len(evaluation._paramsEval.areaRng)
-    for number, of_images in enumerate(blocks(evaluation)):
-        if number % num_areas:  # the first range holds all sizes
-            continue
-        num_objects, scores, ids = 0, [], []
-        for result in of_images:
-            if result is None:
-                continue
-            num_objects += int(np.sum(np.asarray(result["gtIgnore"]) == 0))
-            counted = ~np.asarray(result["dtIgnore"], dtype=bool)[0]
-            scores += [s for s, c in zip(result["dtScores"], counted, strict=True) if c]
-            ids += [i for i, c in zip(result["dtIds"], counted, strict=True) if c]
-        order = np.argsort(-np.asarray(scores), kind="stable")[:num_objects]
-        chosen.update(ids[i] for i in order)
-    return chosen
-
-
-def describe_images(evaluation: COCOeval) -> list[ImageResult]:
-    """The best detections of each image, matched by pycocotools, in the sequence of ``imgIds``."""
-    truth, found = evaluation.cocoGt, evaluation.cocoDt
-    params = evaluation._paramsEval
-    chosen = best_detections(evaluation)
-    matches = _matches(evaluation)
-    thresholds = {0.5: 0, 0.75: 5}
+def describe_images(evaluation: Evaluation) -> list[ImageResult]:
+    """The best detections of each image, matched by pycocotools, in the sequence of the images."""
+    rows = np.array(sorted(evaluation.best), dtype=np.int64)
+    found: dict[int | str, list[tuple[dict, tuple[int, int]]]] = {}
+    for row, result in zip(rows.tolist(), evaluation.detections.results(rows), strict=True):
+        result["category_id"] = evaluation.ids_of_classes[result["category_id"]]
+        found.setdefault(result["image_id"], []).append((result, evaluation.best[row]))
     images = []
-    for image_id in params.imgIds:
-        objects = [o for o in truth.imgToAnns[image_id] if not o["iscrowd"]]
-        taken: dict[float, set[int]] = {t: set() for t in thresholds}
+    for image_id in evaluation.image_ids:
+        objects = [o for o in evaluation.truth.imgToAnns[image_id] if not o["iscrowd"]]
+        taken: dict[float, set[int]] = {t: set() for t in THRESHOLDS}
         detections = []
-        for result in sorted(found.imgToAnns[image_id], key=lambda d: -d["score"]):
-            if result["id"] not in chosen:
-                continue
+        for result, matches in sorted(found.get(image_id, []), key=lambda d: -d[0]["score"]):
             detection = Detection(result["bbox"], result["category_id"], result["score"])
-            for threshold, row in thresholds.items():
-                if matched := int(matches[result["id"]][row]):
+            for threshold, matched in zip(THRESHOLDS, matches, strict=True):
+                if matched:
                     detection.right_at.add(threshold)
                     taken[threshold].add(matched)
             if RIGHT_IOU not in detection.right_at:
                 detection.mistake = kind_of_mistake(result, objects)
             detections.append(detection)
-        missed = [{t for t in thresholds if o["id"] not in taken[t]} for o in objects]
+        missed = [{t for t in THRESHOLDS if o["id"] not in taken[t]} for o in objects]
         images.append(ImageResult(image_id, objects, detections, missed))
     return images
-
-
-def _matches(evaluation: COCOeval) -> dict[int, np.ndarray]:
-    """Of each detection the id of its object at each IoU threshold, or 0."""
-    matches = {}
-    num_areas = len(evaluation._paramsEval.areaRng)
-    for number, of_images in enumerate(blocks(evaluation)):
-        for result in of_images if number % num_areas == 0 else []:
-            if result is not None:
-                matches.update(zip(result["dtIds"], result["dtMatches"].T, strict=True))
-    return matches
 
 
 def kind_of_mistake(detection: dict, objects: list[dict]) -> str:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from running_sums import Means
 from sample_figures import BLUE, DPI, GREEN, ORANGE, PURPLE
-from what_if import Outcome, mean_precision
+from what_if import Outcome
 
 STYLES = ((BLUE, "-"), (ORANGE, "--"))  # of the two checkpoints
 STYLES_OF_CHOICES = {
@@ -28,14 +28,14 @@ def plot_what_if(outcomes: list[Outcome]) -> Plot:
     figure = Figure(figsize=(14, 4.4), dpi=DPI, layout="constrained")
     by_budget, by_iou, curve = figure.subplots(1, 3)
     plain, spent = outcomes[0], outcomes[1:]
-    thresholds = plain.evaluation.params.iouThrs
+    thresholds = plain.thresholds
     budgets = sorted({outcome.budget for outcome in spent})
     middle = budgets[len(budgets) // 2]
-    ap = {id(o): 100 * mean_precision(o.evaluation).mean(axis=1) for o in outcomes}
-    recalls = plain.evaluation.params.recThrs
+    ap = {id(o): 100 * o.precision.mean(axis=1) for o in outcomes}
+    recalls = plain.recalls
     at_75 = int(np.argmin(np.abs(thresholds - 0.75)))
     curve.plot(
-        *(recalls, mean_precision(plain.evaluation)[at_75]),
+        *(recalls, plain.precision[at_75]),
         color="black",
         lw=1,
         label="as it is",
@@ -52,7 +52,7 @@ def plot_what_if(outcomes: list[Outcome]) -> Plot:
             if outcome.budget == middle:
                 gain = ap[id(outcome)] - ap[id(plain)]
                 by_iou.plot(thresholds, gain, marker=marker, **style, **ring)
-                curve.plot(recalls, mean_precision(outcome.evaluation)[at_75], **style)
+                curve.plot(recalls, outcome.precision[at_75], **style)
     by_budget.set(xlabel="total loss taken away", ylabel="AP (0.5 to 0.95), in %")
     by_budget.legend(title="scores raised of")
     by_iou.axhline(0, color="gray", lw=0.8)

@@ -9,23 +9,25 @@ each class and COCO AP follow as in the detector.
 
 Shape shorthand in this module:
 
-    P: number of positives of all images
-    K: number of foreground classes
+    P: number of positives, of an image or of all
+    M: number of (proposal, class) pairs of an image that may become detections
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from collect import as_results
+from coco_scores import Evaluation
+from dataset_detections import Detections
 from detectron2.layers import batched_nms
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from findings import ScoredBoxes
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
 
 from pisa_d2.hlr import local_rank
 
@@ -36,39 +38,49 @@ STEPS = 40  # of the bisection: 30 / 2^40 is below the precision of float32
 
 @dataclass
 class Positives:
-    """Logits (P, K + 1), and for each: class, object (unique over images), IoU as regressed."""
+    """Of each: class, object (unique over images), IoU as regressed; see :class:`ScoredBoxes`."""
 
-    logits: Tensor
     classes: Tensor
     objects: Tensor
     ious: Tensor
     losses: Tensor
+    own_logits: Tensor
+    rest_logits: Tensor | None
 
 
 @dataclass
 class Outcome:
-    """``delta`` is the raise of the logits that takes ``budget`` from the losses."""
+    """
+    Attributes:
+        delta: the raise of the logits that takes ``budget`` from the losses.
+        thresholds, recalls: see :class:`Evaluation`.
+        precision: (IoU thresholds, recalls), the mean over classes that have objects.
+    """
 
     choice: str
     budget: float
     delta: float
     num_raised: int
-    evaluation: COCOeval
+    thresholds: np.ndarray
+    recalls: np.ndarray
+    precision: np.ndarray
 
 
-def gather(images: list[ScoredBoxes], losses_of: Callable[[Tensor, Tensor], Tensor]) -> Positives:
-    """
-    Args:
-        losses_of: classification losses (P,) of logits and classes.
-    """
-    logits = torch.cat([image.logits for image in images])
-    classes = torch.cat([image.gt_classes for image in images])
-    objects, first = [], 0
+def gather(images: Iterable[ScoredBoxes]) -> Positives:
+    found: dict[str, list[Tensor]] = {
+        name: [] for name in ("gt_classes", "objects", "ious", "losses", "own_logits")
+    }
+    rest: list[Tensor] = []
+    first = 0
     for image in images:
-        objects.append(image.objects + first)
+        for name, values in found.items():
+            values.append(getattr(image, name))
+        found["objects"][-1] = image.objects + first
         first += int(image.objects.max()) + 1 if len(image.objects) else 0
-    ious = torch.cat([image.ious for image in images])
-    return Positives(logits, classes, torch.cat(objects), ious, losses_of(logits, classes))
+        if image.rest_logits is not None:
+            rest.append(image.rest_logits)
+    values = [torch.cat(parts) for parts in found.values()]
+    return Positives(*values, torch.cat(rest) if rest else None)
 
 
 def choices(positives: Positives) -> dict[str, Tensor]:
@@ -83,40 +95,58 @@ def choices(positives: Positives) -> dict[str, Tensor]:
     }
 
 
-def raised(logits: Tensor, classes: Tensor, delta: float, chosen: Tensor) -> Tensor:
-    """Logits with those of the chosen rows' own classes raised."""
-    amounts = (delta * chosen).to(logits.dtype)
-    return logits.scatter_add(1, classes[:, None], amounts[:, None])
+def losses_after(positives: Positives, chosen: Tensor, delta: float, predictor: Any) -> Tensor:
+    """Classification losses of the chosen positives, with their own logits raised."""
+    own = positives.own_logits[chosen]
+    if positives.rest_logits is None:
+        # Of the sum over classes, the part of the own one changes.
+        return positives.losses[chosen] + F.softplus(-own - delta) - F.softplus(-own)
+    # All other classes together are one: the loss of the own one is the same.
+    logits = torch.stack([own + delta, positives.rest_logits[chosen]], dim=1)
+    return predictor.classification_losses(logits, torch.zeros_like(positives.classes[chosen]))
 
 
-def reduction(
-    positives: Positives,
-    chosen: Tensor,
-    delta: float,
-    losses_of: Callable[[Tensor, Tensor], Tensor],
-) -> float:
+def reduction(positives: Positives, chosen: Tensor, delta: float, predictor: Any) -> float:
     """How much less the losses of all positives are in total."""
-    logits = positives.logits[chosen]
-    classes = positives.classes[chosen]
-    after = losses_of(raised(logits, classes, delta, torch.ones_like(classes)), classes)
+    after = losses_after(positives, chosen, delta, predictor)
     return float((positives.losses[chosen].double() - after.double()).sum())
 
 
-def find_raise(
-    positives: Positives,
-    chosen: Tensor,
-    budget: float,
-    losses_of: Callable[[Tensor, Tensor], Tensor],
-) -> float:
+def find_raise(positives: Positives, chosen: Tensor, budget: float, predictor: Any) -> float:
     """The raise of the chosen logits that takes ``budget`` from the losses."""
     low, high = 0.0, HIGHEST_RAISE
     for _ in range(STEPS):
         middle = (low + high) / 2
-        if reduction(positives, chosen, middle, losses_of) < budget:
+        if reduction(positives, chosen, middle, predictor) < budget:
             low = middle
         else:
             high = middle
     return high
+
+
+def raised_scores(image: ScoredBoxes, chosen: Tensor, delta: float) -> Tensor:
+    """
+    Scores (M,) with the logits of the chosen positives' own classes raised.
+
+    Args:
+        chosen: bool (P,).
+    """
+    scores = image.scores.clone()
+    pairs = ((image.owners >= 0) & chosen[image.owners.clamp(min=0)]).nonzero()[:, 0]
+    owners = image.owners[pairs]
+    is_own = image.classes[pairs] == image.gt_classes[owners]
+    own = image.own_logits + delta
+    if image.rest_logits is None:
+        scores[pairs[is_own]] = own.sigmoid()[owners[is_own]]
+        return scores
+    before, after = (
+        torch.stack([logits, image.rest_logits], dim=1).log_softmax(dim=1)
+        for logits in (image.own_logits, own)
+    )
+    # Those of other classes keep their shares of what the own class leaves.
+    shrunk = scores[pairs] * (after - before)[owners, 1].exp()
+    scores[pairs] = torch.where(is_own, after[owners, 0].exp(), shrunk)
+    return scores
 
 
 def detect(image: ScoredBoxes, chosen: Tensor, delta: float, predictor: Any) -> Instances:
@@ -126,11 +156,7 @@ def detect(image: ScoredBoxes, chosen: Tensor, delta: float, predictor: Any) -> 
     Args:
         chosen: bool, of the positives of the image.
     """
-    logits = raised(image.logits, image.gt_classes, delta, chosen)
-    probs = predictor.predict_probs((logits, logits), [logits])[0]
-    of_positive = image.owners >= 0
-    scores = image.scores.clone()
-    scores[of_positive] = probs[image.owners[of_positive], image.classes[of_positive]]
+    scores = raised_scores(image, chosen, delta) if len(chosen) else image.scores
     kept = scores > predictor.test_score_thresh
     boxes, scores, classes = image.boxes[kept], scores[kept], image.classes[kept]
     kept = batched_nms(boxes, scores, classes, predictor.test_nms_thresh)
@@ -145,47 +171,46 @@ def detect(image: ScoredBoxes, chosen: Tensor, delta: float, predictor: Any) -> 
 
 
 def spend(
-    images: list[ScoredBoxes], predictor: Any, evaluate: Callable[[list[dict]], COCOeval]
+    images: Iterable[ScoredBoxes], predictor: Any, evaluate: Callable[[Detections], Evaluation]
 ) -> list[Outcome]:
     """
     Args:
+        images: gone through once for each outcome.
         predictor: the box predictor.
-        evaluate: of COCO results.
 
     Returns:
         The detector as it is, of budget 0, and each choice with each budget; that alone where no
         image has a positive.
     """
-
-    def losses_of(logits: Tensor, classes: Tensor) -> Tensor:
-        # Federated loss draws the classes that count: the same before and after the raise.
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return predictor.classification_losses(logits, classes)
-
-    def outcome(name: str, budget: float, delta: float, chosen: Tensor) -> Outcome:
-        parts = chosen.split([len(image.logits) for image in images])
-        results: list[dict] = []
-        for image, part in zip(images, parts, strict=True):
-            results += as_results(detect(image, part, delta, predictor), image.image_id)
-        return Outcome(name, budget, delta, int(chosen.sum()), evaluate(results))
-
-    positives = gather(images, losses_of)
+    positives = gather(images)
     everyone = choices(positives)
     nobody = torch.zeros_like(positives.classes, dtype=torch.bool)
-    outcomes = [outcome("as it is", 0.0, 0.0, nobody)]
-    if len(positives.classes) == 0:
-        return outcomes
-    largest = min(reduction(positives, c, HIGHEST_RAISE, losses_of) for c in everyone.values())
-    for fraction in FRACTIONS:
-        for name, chosen in everyone.items():
-            budget = fraction * largest
-            delta = find_raise(positives, chosen, budget, losses_of)
-            outcomes.append(outcome(name, budget, delta, chosen))
+    plans = [("as it is", 0.0, 0.0, nobody)]
+    if len(positives.classes):
+        largest = min(reduction(positives, c, HIGHEST_RAISE, predictor) for c in everyone.values())
+        for fraction in FRACTIONS:
+            for name, chosen in everyone.items():
+                budget = fraction * largest
+                delta = find_raise(positives, chosen, budget, predictor)
+                plans.append((name, budget, delta, chosen))
+    outcomes = []
+    for name, budget, delta, chosen in tqdm(plans, desc="what if", delay=5):
+        detections, first = Detections(), 0
+        for image in images:
+            part = chosen[first : (first := first + len(image.gt_classes))]
+            detections.add(detect(image, part, delta, predictor), image.image_id)
+        found = evaluate(detections)
+        precision = mean_precision(found)
+        outcomes.append(
+            Outcome(
+                *(name, budget, delta, int(chosen.sum())),
+                *(found.thresholds, found.recalls, precision),
+            )
+        )
     return outcomes
 
 
-def mean_precision(evaluation: COCOeval) -> np.ndarray:
+def mean_precision(evaluation: Evaluation) -> np.ndarray:
     """Precision (IoU thresholds, recalls), the mean over classes that have objects."""
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    precision = evaluation.precision[:, :, :, 0]
     return precision[:, :, precision[0, 0] >= 0].mean(axis=2)

@@ -185,7 +185,8 @@ def test_labels_are_stock_and_each_positive_knows_its_object(num_objects):
     model = build()
     _, features, _, _ = scattered(batch)
     anchors = model.anchor_generator(features)
-    labels, gt_boxes, objects = model.label_anchors_and_objects(anchors, targets)
+    flat = model.label_anchors_and_objects(anchors, targets)
+    labels, gt_boxes, objects = (values.chunk(len(targets)) for values in flat)
     stock_labels, stock_boxes = model.label_anchors(anchors, targets)
     for ours, theirs in ((labels, stock_labels), (gt_boxes, stock_boxes)):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

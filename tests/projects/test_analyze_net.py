@@ -171,7 +171,7 @@ def test_pairs_that_may_be_raised_above_the_threshold_are_kept():
     _, model = small_detector()
     model.roi_heads.box_predictor.test_score_thresh = 2  # above any score
     found = collect.Observer(model, {}, 0.05, 0.5, with_scored_boxes=True).run(labelled_images([9]))
-    image = found.scored_boxes[0]
+    (image,) = found.scored_boxes
     assert image.owners.tolist() == list(range(len(image.ious))) != []
     assert torch.equal(image.classes, image.gt_classes)
 

@@ -1,20 +1,27 @@
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from analysis_models import labelled_images, small_detector
 from helpers import HEADS, IMAGE_SIZE, load_script, random_boxes
+from pycocotools.cocoeval import COCOeval
+from torch.nn import functional as F
+
+from pisa_d2.evaluation import index_coco
 
 load_script("projects/SampleAnalysis/analyze_net.py")
-collect, coco_scores, findings, mistakes, what_if = (
-    import_module(name) for name in ("collect", "coco_scores", "findings", "mistakes", "what_if")
+collect, coco_scores, findings, mistakes, what_if, dataset_detections, spool = map(
+    import_module,
+    ("collect", "coco_scores", "findings", "mistakes", "what_if", "dataset_detections", "spool"),
 )
+Detections = dataset_detections.Detections
 
 
 def coco(objects, num_images):
     """Ground truth of (image, class, box XYWH)."""
-    return coco_scores._index(
+    return index_coco(
         {
             "images": [{"id": i} for i in range(num_images)],
             "categories": [{"id": i, "name": str(i)} for i in (10, 20, 30)],
@@ -42,25 +49,70 @@ def random_data(num_images, seed=0):
             class_ = int(rng.integers(3))
             objects.append((image, class_, box, rng.random() < 0.1))
             for _ in range(rng.integers(0, 3)):
-                moved = [float(x + rng.normal(0, 3)) for x in box]
-                found.append(detection(image, class_, moved, float(rng.random())))
+                moved = [x + rng.normal(0, 3) for x in box]
+                found.append(detection(image, class_, moved, rng.random()))
         found.append(detection(image, 0, [*rng.uniform(0, 100, 2), 30.0, 30.0], rng.random()))
+    for result in found:  # numbers that float32 holds, as detectors give them
+        result["bbox"] = np.array(result["bbox"], np.float32).tolist()
+        result["score"] = float(np.float32(result["score"]))
     return objects, found
 
 
 def evaluate(objects, found, num_images):
-    images = list(range(num_images))
-    return coco_scores.evaluate(coco(objects, num_images), found, images, [10, 20, 30])
+    truth, detections = coco(objects, num_images), Detections.of_results(found)
+    return coco_scores.evaluate(truth, detections, range(num_images), [10, 20, 30])
 
 
 def test_average_precision_is_that_of_pycocotools():
-    evaluation = evaluate(*random_data(12), 12)
+    objects, found = random_data(12)
+    evaluation = evaluate(objects, found, 12)
     ap = coco_scores.average_precision(evaluation)
-    evaluation.summarize()
-    np.testing.assert_allclose(np.nanmean(ap[..., 0]), 100 * evaluation.stats[0])
-    np.testing.assert_allclose(np.nanmean(ap[5, :, 0]), 100 * evaluation.stats[2])
+    truth = coco(objects, 12)
+    results = [{**d, "category_id": 10 * (d["category_id"] + 1)} for d in found]
+    original = COCOeval(truth, truth.loadRes(results), "bbox")
+    original.evaluate()
+    original.accumulate()
+    np.testing.assert_array_equal(evaluation.precision, original.eval["precision"][..., -1])
+    original.summarize()
+    np.testing.assert_allclose(np.nanmean(ap[..., 0]), 100 * original.stats[0])
     resampled = coco_scores.Resampler(evaluation).average_precision(np.ones(12, dtype=int))
     np.testing.assert_allclose(resampled, ap, atol=1e-9)
+    alone = coco_scores.evaluate(
+        truth, Detections.of_results(found), range(12), [10, 20, 30], with_details=False
+    )
+    np.testing.assert_array_equal(alone.precision, evaluation.precision[..., :1])
+
+
+def test_images_that_do_not_count_are_left_out():
+    objects, found = random_data(12)
+    of_some = coco_scores.evaluate(
+        coco(objects, 12), Detections.of_results(found), range(5), [10, 20, 30]
+    )
+    few = [[item for item in objects if item[0] < 5], [d for d in found if d["image_id"] < 5]]
+    np.testing.assert_array_equal(of_some.precision, evaluate(*few, 12).precision)
+
+
+def test_detections_come_back_by_class_and_in_their_sequence():
+    _, found = random_data(6)
+    detections = Detections.of_results(found)
+    assert list(detections) == found and len(detections) == len(found)
+    for class_ in range(4):
+        rows = detections.of_class(class_)
+        expected = [d for d in found if d["category_id"] == class_]
+        assert detections.results(rows) == expected
+
+
+def test_a_spool_gives_its_items_any_number_of_times():
+    items = [{"a": torch.arange(i)} for i in range(5)]
+    on_disk = spool.Spool()
+    for item in items[:3]:
+        on_disk.append(item)
+    assert [len(item["a"]) for item in on_disk] == [0, 1, 2]
+    for item in items[3:]:
+        on_disk.append(item)
+    for _ in range(2):
+        assert [item["a"].tolist() for item in on_disk] == [x["a"].tolist() for x in items]
+    assert len(on_disk) == 5
 
 
 def test_resampling_is_evaluation_of_repeated_images():
@@ -160,10 +212,10 @@ def scored(request):
 
 def test_with_nothing_raised_detections_are_the_detectors_own(scored):
     images, expected, predictor = scored
-    found = []
+    found = Detections()
     for image in images:
         nobody = torch.zeros(len(image.ious), dtype=torch.bool)
-        found += collect.as_results(what_if.detect(image, nobody, 0.0, predictor), image.image_id)
+        found.add(what_if.detect(image, nobody, 0.0, predictor), image.image_id)
     assert len(found) == len(expected) > 0
     for a, b in zip(found, expected, strict=True):
         assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
@@ -179,19 +231,56 @@ def test_raised_scores_are_those_of_raised_logits(scored):
     assert torch.isin(found.scores[~raised], image.scores).all()
 
 
+@pytest.mark.parametrize("use_sigmoid", [False, True])
+def test_raised_scores_and_losses_are_those_of_all_logits(use_sigmoid):
+    """Beside the logits of all classes, of which two numbers per positive are kept."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(20, 4, generator=generator)
+    classes = torch.randint(3, (20,), generator=generator)
+    rows, columns = torch.arange(20).repeat_interleave(3), torch.arange(3).repeat(20)
+    chosen = torch.arange(20) % 2 == 0
+
+    def probs_of(logits):
+        return logits.sigmoid() if use_sigmoid else logits.softmax(dim=1)
+
+    def losses_of(logits, classes):
+        if not use_sigmoid:
+            return F.cross_entropy(logits, classes, reduction="none")
+        targets = F.one_hot(classes, logits.shape[1])[:, :-1].float()
+        losses = F.binary_cross_entropy_with_logits(logits[:, :-1], targets, reduction="none")
+        return losses.sum(dim=1)
+
+    others = logits.scatter(1, classes[:, None], -torch.inf)
+    image = findings.ScoredBoxes(
+        *(0, IMAGE_SIZE, IMAGE_SIZE, random_boxes(60, generator), columns),
+        *(probs_of(logits)[rows, columns], rows, classes, classes, torch.rand(20)),
+        losses=losses_of(logits, classes),
+        own_logits=logits.gather(1, classes[:, None])[:, 0],
+        rest_logits=None if use_sigmoid else others.logsumexp(dim=1),
+    )
+    raised = logits + 1.7 * chosen[:, None] * F.one_hot(classes, 4)
+    scores = what_if.raised_scores(image, chosen, 1.7)
+    torch.testing.assert_close(scores, probs_of(raised)[rows, columns])
+    assert torch.equal(scores[~chosen[rows]], image.scores[~chosen[rows]])
+    predictor = SimpleNamespace(classification_losses=losses_of)
+    positives = what_if.gather([image])
+    losses = what_if.losses_after(positives, chosen, 1.7, predictor)
+    torch.testing.assert_close(losses, losses_of(raised, classes)[chosen])
+
+
 def many_positives(num_images=2, seed=0):
     """Scored boxes of images with about 30 positives for each of 3 objects, at random."""
     generator = torch.Generator().manual_seed(seed)
     images = []
     for image_id in range(num_images):
         objects = torch.randint(3, (90,), generator=generator)
-        logits = 2 * torch.randn(90, 4, generator=generator)
-        scores = logits.softmax(dim=1)[range(90), objects]
+        own, rest = 2 * torch.randn(2, 90, generator=generator)
+        losses = F.softplus(rest - own)
         images.append(
             findings.ScoredBoxes(
-                *(image_id, IMAGE_SIZE, IMAGE_SIZE, random_boxes(90, generator), objects, scores),
-                *(torch.arange(90), logits, objects, objects),
-                torch.rand(90, generator=generator),
+                *(image_id, IMAGE_SIZE, IMAGE_SIZE, random_boxes(90, generator), objects),
+                *((-losses).exp(), torch.arange(90), objects, objects),
+                *(torch.rand(90, generator=generator), losses, own, rest),
             )
         )
     return images
@@ -214,13 +303,17 @@ def chosen_by_hand(images, losses):
 def test_all_choices_spend_the_same_budget(scored):
     predictor, images = scored[2], many_positives()
     evaluated = []
-    outcomes = what_if.spend(images, predictor, evaluated.append)
+
+    def evaluate(detections):
+        evaluated.append(detections)
+        return coco_scores.evaluate(coco([], 2), detections, range(2), [10, 20, 30], False)
+
+    outcomes = what_if.spend(images, predictor, evaluate)
     assert outcomes[0].budget == 0 and len(outcomes) == 1 + 3 * 4 == len(evaluated)
 
     def loss(image, row, delta):
-        logits = image.logits[row].double().clone()
-        logits[image.gt_classes[row]] += delta
-        return -float(logits.log_softmax(0)[image.gt_classes[row]])
+        logits = torch.stack([image.own_logits[row] + delta, image.rest_logits[row]]).double()
+        return -float(logits.log_softmax(0)[0])
 
     losses = [[loss(image, row, 0) for row in range(90)] for image in images]
     expected = chosen_by_hand(images, losses)
@@ -236,7 +329,7 @@ def test_all_choices_spend_the_same_budget(scored):
 
 def test_choices_are_the_first_of_each_object(scored):
     images = many_positives()
-    positives = what_if.gather(images, scored[2].classification_losses)
+    positives = what_if.gather(images)
     losses = positives.losses.view(-1, 90).tolist()
     expected = chosen_by_hand(images, losses)
     for name, chosen in what_if.choices(positives).items():

@@ -14,11 +14,8 @@ from pisa_d2.config import CARL, ISR, NegativeISR
 from pisa_d2.isr import negative_weights, positive_weights
 from pisa_d2.ranking import ImageLayout, rank_negatives
 from pisa_d2.reweighting import importance
-from pisa_d2.roi_heads.fast_rcnn import (
-    IMPORTANCE_FIELD,
-    OBJECT_FIELD,
-    PISAFastRCNNOutputLayers,
-)
+from pisa_d2.roi_heads.fast_rcnn import PISAFastRCNNOutputLayers
+from pisa_d2.roi_heads.sample_fields import IMPORTANCE_FIELD, OBJECT_FIELD
 
 pytestmark = pytest.mark.usefixtures("storage")
 

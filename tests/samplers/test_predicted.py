@@ -44,7 +44,8 @@ def test_predictions_that_are_not_numbers_come_after_those_that_are(name):
     broken = torch.arange(30) % 3 == 0
     given_ = candidates(30)
     predictions = [
-        v.clone().index_fill_(0, broken.nonzero()[:, 0], float("nan")) for v in given_.predictions
+        v.clone().index_fill_(0, broken.nonzero()[:, 0], float("nan"))
+        for v in vars(given_.predictions).values()
     ]
     one_object = torch.zeros(30, dtype=torch.int64)
     given_ = Candidates(
