@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .hlr import hierarchical_local_rank
-from .reweighting import importance_weights, preserve_total, weights_of_importance
+from .reweighting import importance, preserve_total, weights_of_importance
 
 
 def positive_weights(
@@ -61,7 +61,8 @@ def weights_of_positive_ranks(
     # The largest class has the highest rank.
     of_class = n_max == "class"
     num = (classes[:, None] == classes).sum(dim=1) if of_class else ranks.max() + 1
-    return preserve_total(importance_weights(ranks, num, gamma, beta), losses)
+    weights = weights_of_importance(importance(ranks, num), gamma, beta)
+    return preserve_total(weights, losses)
 
 
 def negative_weights(

@@ -50,11 +50,13 @@ def importance_weights(ranks: Tensor, n_max: Tensor | int, gamma: float, beta: f
 
         u = (n_max - rank) / n_max,   w = ((1 - beta) u + beta) ** gamma
 
-    See :func:`importance` and :func:`weights_of_importance` for arguments.
+    See :func:`importance` and :func:`weights_of_importance` for arguments; an ``n_max`` of 0 is
+    taken for 1.
 
     Returns:
         float32 (N,), in [0, 1]; 1 for rank 0.
     """
+    n_max = torch.as_tensor(n_max, device=ranks.device).clamp(min=1)
     return weights_of_importance(importance(ranks, n_max), gamma, beta)
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readies)
 
 import torch
-from coco_scores import bootstrap, class_ids, evaluate, ground_truth
+from coco_scores import Evaluation, bootstrap, class_ids, evaluate, ground_truth
 from collect import Observer
+from dataset_detections import Detections
 from detection_figures import plot_average_precision, plot_detections
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -146,9 +147,11 @@ def plot_all(
         plots.append(plot_two_steps(found.ranks, image, metadata.thing_classes))
     else:
         left_out.append("Figure 3, the ranks of an image's positives: no image has an object.")
-    outcomes = spend(
-        found.scored_boxes, predictor, lambda d: evaluate(truth, d, image_ids, ids, with_details=False)
-    )
+
+    def evaluate_all_sizes(detections: Detections) -> Evaluation:
+        return evaluate(truth, detections, image_ids, ids, with_details=False)
+
+    outcomes = spend(found.scored_boxes, predictor, evaluate_all_sizes)
     if len(outcomes) > 1:
         plots.append(plot_what_if(outcomes))
     else:

@@ -564,7 +564,9 @@ def test_a_box_predictor_of_another_class_has_no_losses_for_samplers():
     class PISAOtherHeads(PISAMixin, OtherHeads):
         pass
 
-    with pytest.raises(TypeError, match="HardSampler needs .* which OtherPredictor is not"):
+    with pytest.raises(
+        TypeError, match=r"HardSampler \(negatives\) needs .* which OtherPredictor is not"
+    ):
         roi_heads(PISAOtherHeads, *sampled_by("RandomSampler", "HardSampler"))
 
 
