@@ -178,7 +178,7 @@ def test_kinds_of_false_positives():
     extra = [(1, 0, [0, 0, 50, 50], False)]
     found.append(detection(1, 0, [500, 500, 50, 50], 0.1))
     first, second = mistakes.describe_images(evaluate(objects + extra, found, 2))
-    assert {d.score: d.mistake for d in first.detections} == expected
+    assert {round(d.score, 3): d.mistake for d in first.detections} == expected
     assert second.detections == []
     assert mistakes.count_mistakes([first, second]) == dict.fromkeys(mistakes.KINDS, 1)
     # Right at both thresholds: one; wrong at both: four; missed at both: four of five objects.
