@@ -60,7 +60,7 @@ def log_positives(ious: Tensor, objects: Tensor, probs: Tensor, weights: Tensor)
         probs: (P,), probability of the ground-truth class.
         weights: (P,), by ISR-P.
     """
-    if not is_time():
+    if len(ious) == 0 or not is_time():
         return
     is_first = local_rank(ious, objects) == 0
     share = weights / weights.sum()
@@ -87,7 +87,7 @@ def log_negatives(
         weights: (R,), by ISR-N.
         num_images: number of images of the batch.
     """
-    if not is_time():
+    if len(scores) == 0 or not is_time():
         return
     share = weights * negative / (weights * negative).sum()
     _put(

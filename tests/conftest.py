@@ -1,9 +1,14 @@
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 # Before torch is imported, and for the processes that tests start: several processes of several
 # threads each would wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell that starts tests in the background has them ignore Ctrl-C, which some of them send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pisa_d2  # noqa: F401  # isort: skip  (Detectron2 0.6 cannot be imported before it)
 

@@ -533,3 +533,20 @@ def test_sigmoid_and_federated_losses_keep_their_size(federated):
     for name, loss in stock.items():
         torch.testing.assert_close(losses[name], loss, rtol=1e-5, atol=0)
     assert losses["loss_carl"] > 0
+
+
+def test_no_samples_need_no_event_storage(monkeypatch):
+    def refuse():
+        raise AssertionError("there is no event storage")
+
+    monkeypatch.setattr("pisa_d2.scalars.get_event_storage", refuse)
+    transform = Box2BoxTransform(weights=(10, 10, 5, 5))
+    predictor = PISAFastRCNNOutputLayers(
+        ShapeSpec(channels=4), box2box_transform=transform, num_classes=8
+    )
+    logits, deltas = (torch.randn(0, n, requires_grad=True) for n in (9, 32))
+    losses = predictor.losses((logits, deltas), [])
+    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_carl"}
+    assert all(loss == 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert logits.grad is not None and deltas.grad is not None
