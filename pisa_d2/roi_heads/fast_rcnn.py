@@ -6,30 +6,23 @@ Shape shorthand in this module:
     K: number of foreground classes
 """
 
-from collections.abc import Collection
 from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat, nonzero_tuple
-from detectron2.modeling.roi_heads.fast_rcnn import (
-    FastRCNNOutputLayers,
-    _log_classification_stats,
-)
+from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats
 from detectron2.structures import Instances
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..attention import Positives, Samples, carl_loss, isr_weights
-from ..box_losses import BALANCED_L1, box_regression_losses
-from ..boxes import box_iou
+from ..box_losses import BALANCED_L1
 from ..config import balanced_l1_settings, focal_gamma, pisa_settings
-from ..ordering import at_least_float32
 from ..ranking import ImageLayout
-from ..samplers import Predictions
 from ..samplers.candidates import is_positive
 from ..settings import CARL, ISR, BalancedL1, NegativeISR, check_positive, check_range
+from .predicting import PredictingOutputLayers
 from .sample_fields import IMPORTANCE_FIELD, SampleFields, gather_fields, matched_objects
 
 
@@ -43,7 +36,7 @@ class _Batch(NamedTuple):
     positives: Tensor  # int64 (P,), indices in [0, R)
 
 
-class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
+class PISAFastRCNNOutputLayers(PredictingOutputLayers):
     """
     The stock box predictor with the losses of Prime Sample Attention, and with focal loss and
     balanced L1. Parameters and inference are those of the stock one, and so are the losses, to the
@@ -78,7 +71,7 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
             balanced_l1: settings of the ``box_reg_loss_type`` "balanced_l1", None for the
                 published ones.
             loss_weight: factor of all losses, or of each by its name.
-            kwargs: arguments of :class:`FastRCNNOutputLayers`.
+            kwargs: arguments of Detectron2's ``FastRCNNOutputLayers``.
 
         Raises:
             ValueError: ``focal_gamma`` is given with ``use_sigmoid_ce``, or ``smooth_l1_beta`` is
@@ -230,108 +223,6 @@ class PISAFastRCNNOutputLayers(FastRCNNOutputLayers):
             ranked=ranked,
             negative_importance=by_sampler,
         )
-
-    def _box_losses(self, deltas: Tensor, boxes: Tensor, gt_boxes: Tensor) -> Tensor:
-        return box_regression_losses(
-            deltas,
-            boxes,
-            gt_boxes,
-            self.box2box_transform,
-            self.box_reg_loss_type,
-            self.smooth_l1_beta,
-            self.balanced_l1,
-        )
-
-    def classification_losses(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
-        """
-        The stock classification loss (softmax, or sigmoid with or without federated loss on
-        Detectron2 main), or focal loss (https://arxiv.org/abs/1708.02002, over the softmax),
-        before it is averaged.
-
-        Args:
-            scores: logits (R, K + 1).
-            gt_classes: int64 (R,), in [0, K].
-
-        Returns:
-            (R,), float32 at least.
-        """
-        scores = at_least_float32(scores)
-        if not getattr(self, "use_sigmoid_ce", False):
-            losses = F.cross_entropy(scores, gt_classes, reduction="none")
-            if self.focal_gamma is None:
-                return losses
-            # 1 - p of the true class. The power of an exact 0 may have no finite gradient.
-            miss = (-torch.expm1(-losses)).clamp(min=torch.finfo(losses.dtype).tiny)
-            return miss**self.focal_gamma * losses
-        targets = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(scores.dtype)
-        losses = F.binary_cross_entropy_with_logits(scores[:, :-1], targets, reduction="none")
-        if self.use_fed_loss:
-            classes = self.get_fed_loss_classes(
-                gt_classes,
-                num_fed_loss_classes=self.fed_loss_num_classes,
-                num_classes=self.num_classes,
-                weight=self.fed_loss_cls_weights,
-            )
-            in_loss = losses.new_zeros(self.num_classes + 1).index_fill(0, classes, 1)
-            losses = losses * in_loss[:-1]
-        return losses.sum(dim=1)
-
-    def _probs(self, scores: Tensor) -> Tensor:
-        scores = at_least_float32(scores)
-        if getattr(self, "use_sigmoid_ce", False):
-            return scores.sigmoid()
-        return scores.softmax(dim=1)
-
-    @torch.no_grad()
-    def predict_candidates(
-        self,
-        predictions: tuple[Tensor, Tensor],
-        proposal_boxes: Tensor,
-        gt_boxes: Tensor,
-        gt_classes: Tensor,
-        needs: Collection[str] = Predictions.FIELDS,
-    ) -> Predictions:
-        """
-        Predictions for T candidates, for samplers to go by.
-
-        Args:
-            predictions: logits (T, K + 1) and deltas (T, K * 4) or (T, 4).
-            proposal_boxes, gt_boxes: floating (T, 4), the second of the matched objects, XYXY in
-                pixels.
-            gt_classes: int64 (T,), in [0, K], or -1 for candidates that are ignored.
-            needs: names of the predictions that are made.
-        """
-        logits, deltas = predictions
-        positive = is_positive(gt_classes, self.num_classes)
-        found: dict[str, Tensor] = {}
-        if "cls_losses" in needs:
-            labels = torch.where(gt_classes < 0, self.num_classes, gt_classes)
-            found["cls_losses"] = self.classification_losses(logits, labels)
-        if "box_losses" in needs:
-            # A copy to the host: most candidates are negative, and their boxes may be anything.
-            rows = nonzero_tuple(positive)[0]
-            own = self._deltas_of_classes(deltas, rows, gt_classes[rows])
-            losses = self._box_losses(own, proposal_boxes[rows], gt_boxes[rows])
-            losses = losses * self.loss_weight.get("loss_box_reg", 1.0)
-            none = torch.zeros_like(gt_classes, dtype=losses.dtype)
-            found["box_losses"] = none.index_copy(0, rows, losses)
-        if not {"scores", "boxes", "ious"}.isdisjoint(needs):
-            probs = self._probs(logits)
-            found["scores"], top_classes = probs[:, : self.num_classes].max(dim=1)
-        if not {"boxes", "ious"}.isdisjoint(needs):
-            classes = torch.where(positive, gt_classes, top_classes)
-            rows = torch.arange(len(classes), device=classes.device)
-            own = self._deltas_of_classes(deltas, rows, classes)
-            found["boxes"] = self.box2box_transform.apply_deltas(own, proposal_boxes)
-        if "ious" in needs:
-            found["ious"] = box_iou(found["boxes"], gt_boxes)
-        return Predictions(**{name: found[name] for name in Predictions.FIELDS if name in needs})
-
-    def _deltas_of_classes(self, deltas: Tensor, rows: Tensor, classes: Tensor) -> Tensor:
-        """Deltas (len(rows), 4) of some rows, each for its class."""
-        if deltas.shape[1] == 4:  # class-agnostic
-            return deltas[rows]
-        return deltas.view(-1, self.num_classes, 4)[rows, classes]
 
 
 def predictor_settings(cfg: CfgNode) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import benchmark_counts
 import benchmark_data
 import benchmark_losses
 import benchmark_parts
@@ -178,20 +179,21 @@ def main() -> None:
         of_model, of_sampling = measure_steps(model, node.NUM_CLASSES, args.device, args.rounds)
         rows += of_model
         parts[model.size_name] = of_sampling
+    print("Operators and waits ...", file=sys.stderr)
+    counts = benchmark_counts.run()
     print("Data ...", file=sys.stderr)
     speeds = measure_data(args.device)
 
     where = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     versions = f"torch {torch.__version__}, Detectron2 {detectron2.__version__}"
-    text = (
-        f"{where}, {versions}, median of {args.rounds}\n\n{report.markdown(rows, parts, speeds)}\n"
-    )
+    tables = [report.markdown(rows, parts, speeds), *benchmark_counts.markdown(counts)]
+    text = "\n".join([f"{where}, {versions}, median of {args.rounds}\n", *tables, ""])
     (args.output / "benchmark.md").write_text(text)
     report.write_csv(rows, args.output / "benchmark.csv")
     report.plot(measured_parts, rows, args.output / "benchmark.png")
     print(text)
     print(args.output)
-    if args.check and (failures := check(rows, args.device)):
+    if args.check and (failures := check(rows, args.device) + benchmark_counts.check(counts)):
         sys.exit("\n".join(["Beyond their bounds:", *failures]))
 
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import detectron2
 import torch
-from benchmark_counts import NUM_IMAGES, SECTIONS, STOCK, counts_of
+from benchmark_counts import NUM_IMAGES, counts_of
+from counted_steps import SECTIONS, STOCK
 from detectron2.utils.events import EventStorage
 from timing import Timing, count_launches, count_synchronisations, in_turn
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readies)
 
 import torch
-from coco_scores import Evaluation, bootstrap, class_ids, evaluate, ground_truth
+from coco_scores import Evaluation, class_ids, evaluate, ground_truth
 from collect import Observer
 from dataset_detections import Detections
 from detection_figures import plot_average_precision, plot_detections
@@ -33,6 +33,7 @@ from loading import (
     with_samplers,
 )
 from mistakes import describe_images, most_different
+from resampling import bootstrap
 from sample_figures import plot_densities, plot_negative_ious, plot_two_steps
 from score_figures import plot_ranks, plot_score_by_iou, plot_what_if
 from torch import nn

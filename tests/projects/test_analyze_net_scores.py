@@ -12,10 +12,9 @@ from torch.nn import functional as F
 from pisa_d2.evaluation import index_coco
 
 load_script("projects/SampleAnalysis/analyze_net.py")
-collect, coco_scores, findings, mistakes, what_if, dataset_detections, spool = map(
-    import_module,
-    ("collect", "coco_scores", "findings", "mistakes", "what_if", "dataset_detections", "spool"),
-)
+NAMES = ("collect", "coco_scores", "findings", "mistakes", "resampling", "spool", "what_if")
+collect, coco_scores, findings, mistakes, resampling, spool, what_if = map(import_module, NAMES)
+dataset_detections = import_module("dataset_detections")
 Detections = dataset_detections.Detections
 
 
@@ -75,7 +74,7 @@ def test_average_precision_is_that_of_pycocotools():
     np.testing.assert_array_equal(evaluation.precision, original.eval["precision"][..., -1])
     original.summarize()
     np.testing.assert_allclose(np.nanmean(ap[..., 0]), 100 * original.stats[0])
-    resampled = coco_scores.Resampler(evaluation).average_precision(np.ones(12, dtype=int))
+    resampled = resampling.Resampler(evaluation).average_precision(np.ones(12, dtype=int))
     np.testing.assert_allclose(resampled, ap, atol=1e-9)
     alone = coco_scores.evaluate(
         truth, Detections.of_results(found), range(12), [10, 20, 30], with_details=False
@@ -124,15 +123,15 @@ def test_resampling_is_evaluation_of_repeated_images():
         copies[0] += [(new, *rest) for image, *rest in objects if image == old]
         copies[1] += [{**d, "image_id": new} for d in found if d["image_id"] == old]
     expected = coco_scores.average_precision(evaluate(*copies, len(repeated)))
-    resampler = coco_scores.Resampler(evaluate(objects, found, 8))
+    resampler = resampling.Resampler(evaluate(objects, found, 8))
     np.testing.assert_allclose(resampler.average_precision(counts), expected, atol=1e-9)
 
 
 def test_bootstrap_is_the_same_for_a_seed_and_for_both_detectors():
     evaluation = evaluate(*random_data(8), 8)
-    first, same = coco_scores.bootstrap([evaluation, evaluation], 5, seed=3)
-    again = coco_scores.bootstrap([evaluation], 5, seed=3)[0]
-    other = coco_scores.bootstrap([evaluation], 5, seed=4)[0]
+    first, same = resampling.bootstrap([evaluation, evaluation], 5, seed=3)
+    again = resampling.bootstrap([evaluation], 5, seed=3)[0]
+    other = resampling.bootstrap([evaluation], 5, seed=4)[0]
     np.testing.assert_array_equal(first, same)
     np.testing.assert_array_equal(first, again)
     assert first.shape == (5, 10, 3, 4) and not np.array_equal(first, other, equal_nan=True)
@@ -145,7 +144,7 @@ def test_nothing_found_is_no_precision():
     ap = coco_scores.average_precision(evaluation)
     np.testing.assert_array_equal(ap[:, :, 0], [[np.nan, 0, np.nan]] * 10)
     counts = np.array([1, 1])
-    resampled = coco_scores.Resampler(evaluation).average_precision(counts)
+    resampled = resampling.Resampler(evaluation).average_precision(counts)
     np.testing.assert_array_equal(resampled, ap)
     assert mistakes.describe_images(evaluation)[0].num_errors == 2
 

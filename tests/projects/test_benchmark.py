@@ -18,6 +18,8 @@ def small(monkeypatch, tmp_path):
     config = ROOT / "configs/BCCD/pisa_faster_rcnn_R_18_FPN.yaml"
     monkeypatch.setattr(benchmark, "ON_CPU", [benchmark.Model("small", config, 1, (64, 96), 32)])
     monkeypatch.setattr(benchmark, "measure_data", lambda device: {"loading": 1.0})
+    counted = benchmark.benchmark_counts.Row("losses", "PISA", 2, 300, 200, 9, 1, 1000)
+    monkeypatch.setattr(benchmark.benchmark_counts, "run", lambda: [counted])
     words = ["--device", "cpu", "--rounds", "2", "--output", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["benchmark.py", *words])
     return tmp_path
@@ -41,6 +43,7 @@ def test_one_command_writes_tables_and_a_plot(small):
     assert all(int(row["peak_bytes"]) > 0 for row in rows if row["section"] == "steps")
     text = (small / "benchmark.md").read_text()
     assert "| HLR | 256 samples, 5 classes, 21 objects |" in text
+    assert "| losses | PISA | 2 | 300 | 200 | 9 | 1 | 0.0 |" in text
     assert "pooling of all proposals" in text and "of a step (small" in text
     assert (small / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 

@@ -1,10 +1,13 @@
 """Operators and waits, which are the same on every machine, stay within their bounds."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from helpers import load_script
 
 counts = load_script("projects/Benchmark/benchmark_counts.py")
+counting = import_module("counting")
 
 ROWS = [
     *(
@@ -47,7 +50,7 @@ def test_views_and_allocations_are_not_counted_and_waits_know_their_line():
     def function():
         values = torch.empty(3, 4).view(4, 3)[1:]
         values.fill_(1)
-        with counts.uncounted():
+        with counting.uncounted():
             values.sum()
         return (values + 1).tolist()
 
