@@ -4,8 +4,9 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from head_study.controls import add_head_study_config
 from head_study.runs import Study, prepare
 from head_study.strategies import Strategies
 from helpers import small_cfg
@@ -17,6 +18,13 @@ PISA = {
 }
 
 
+def head_study_node(**values: object) -> CfgNode:
+    cfg = get_cfg()
+    add_head_study_config(cfg)
+    cfg.HEAD_STUDY.update(values)
+    return cfg.HEAD_STUDY
+
+
 def detector_cfg(folder: Path, dataset: str, *opts: object) -> CfgNode:
     """The config of a detector with random weights, whose file it names."""
     cfg = small_cfg(
@@ -26,7 +34,7 @@ def detector_cfg(folder: Path, dataset: str, *opts: object) -> CfgNode:
         *("SOLVER.WARMUP_ITERS", 0, "MODEL.WEIGHTS", str(folder / "detector.pth")),
         *opts,
     )
-    cfg.HEAD_STUDY = CfgNode({"CONTROL": ""})
+    cfg.HEAD_STUDY = head_study_node()
     torch.manual_seed(0)
     torch.save({"model": build_model(cfg).state_dict()}, folder / "detector.pth")
     return cfg

@@ -5,14 +5,13 @@ from unittest import mock
 
 import pytest
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from head_study import controls
 from head_study.cache import collate
 from head_study.controls import is_truth, permuted
-from head_study_models import PISA, detector_cfg, small_study
+from head_study_models import PISA, detector_cfg, head_study_node, small_study
 from helpers import HEADS, load_script, random_batch, register_images, small_cfg
 
 from pisa_d2.attention import Positives, isr_p_weights, isr_weights
@@ -83,7 +82,7 @@ def test_a_whole_detector_has_a_control_with_the_start_of_pisa():
     losses, starts = {}, {}
     for control in ("", "permuted_probabilities"):
         cfg = small_cfg()
-        cfg.HEAD_STUDY = CfgNode({"CONTROL": control})
+        cfg.HEAD_STUDY = head_study_node(CONTROL=control)
         cfg.MODEL.ROI_HEADS.NAME = "ControlROIHeads" if control else "PISAROIHeads"
         torch.manual_seed(3)
         model = build_model(cfg)

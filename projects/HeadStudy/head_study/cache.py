@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pisa_d2.data import ReadableOnly
+from pisa_d2.data import KeepRegions, ReadableOnly
+from pisa_d2.data.regions import without_regions_alone
 from pisa_d2.engine.seeding import seeded
 
 Record = dict[str, Any]
@@ -112,6 +113,8 @@ class Frozen:
         boxes_only.defrost()
         boxes_only.MODEL.MASK_ON = boxes_only.MODEL.KEYPOINT_ON = False
         mapper = DatasetMapper(boxes_only, is_train=True, augmentations=[resize])
+        if cfg.MODEL.IGNORED_REGIONS.ENABLED:
+            mapper = KeepRegions(mapper)
         self.mapper = ReadableOnly(mapper, skip=False)
 
     @torch.no_grad()
@@ -189,6 +192,8 @@ def plan_cache(frozen: Frozen, cfg: CfgNode, max_gigabytes: float, half: bool) -
     train = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
+    if cfg.MODEL.IGNORED_REGIONS.ENABLED and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        train = without_regions_alone(train)
     test = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
     largest = max((*train[:100], *test[:100]), key=lambda r: r["height"] * r["width"])
     each = num_bytes(frozen.view(largest, training=False)) / (2 if half else 1)

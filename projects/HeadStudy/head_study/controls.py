@@ -28,11 +28,15 @@ from pisa_d2.settings import CARL, ISR, NegativeISR
 
 
 def add_head_study_config(cfg: CfgNode) -> None:
-    """Add the keys of pisa_d2, and ``HEAD_STUDY.CONTROL``, to ``cfg`` in place."""
+    """Add the keys of pisa_d2 and of ``HEAD_STUDY`` to ``cfg`` in place."""
     add_pisa_config(cfg)
     cfg.HEAD_STUDY = CfgNode()
     # A name in CONTROLS, with ControlROIHeads or ControlRes5ROIHeads; empty for none.
     cfg.HEAD_STUDY.CONTROL = ""
+    # Share of the labels of each training image that is hidden, and what is left of these:
+    # "background" (nothing) or "regions" (to ignore), see hidden.py. For studies alone.
+    cfg.HEAD_STUDY.HIDDEN_LABELS = 0.0
+    cfg.HEAD_STUDY.HIDDEN_AS = "background"
 
 
 def permuted(values: Tensor, classes: Tensor) -> Tensor:

@@ -44,10 +44,11 @@ class Truth(NamedTuple):
     category_ids: dict[int, int] | None
 
 
-def truth_of(dataset: str) -> Truth:
+def truth_of(dataset: str, ignored_regions: bool = False) -> Truth:
     """
     Args:
         dataset: a registered dataset of Detectron2.
+        ignored_regions: whether annotations with ``ignore: 1`` are crowds, not objects.
 
     Raises:
         ValueError: the dataset's own evaluation is not COCO's.
@@ -59,7 +60,7 @@ def truth_of(dataset: str) -> Truth:
         )
     to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
     category_ids = to_contiguous and {v: k for k, v in to_contiguous.items()}
-    return Truth(coco_truth(dataset), category_ids)
+    return Truth(coco_truth(dataset, ignored_regions), category_ids)
 
 
 class Evaluator:

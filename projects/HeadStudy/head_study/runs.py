@@ -28,6 +28,7 @@ from .detector import (
     with_options,
 )
 from .evaluation import Evaluator, Scores, Truth, truth_of
+from .hidden import check_hidden
 from .report import DETECTOR, About
 from .results import Row
 from .strategies import Strategies
@@ -118,7 +119,7 @@ def prepare(cfg: CfgNode, args: argparse.Namespace, strategies: Strategies) -> S
         folder=folder,
         shape=model.backbone.output_shape(),
         weights=head_weights(model.roi_heads),
-        truth=truth_of(cfg.DATASETS.TEST[0]),
+        truth=truth_of(cfg.DATASETS.TEST[0], cfg.MODEL.IGNORED_REGIONS.ENABLED),
         from_detector=args.from_detector,
     )
     check_strategies(study)
@@ -137,6 +138,7 @@ def check_strategies(study: Study) -> None:
     """
     for name in study.options:
         try:
+            check_hidden(study.config(name))
             study.head(name, seed=0)
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The strategy {name!r} cannot be built: {error}") from error

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from pisa_d2.engine.seeding import derive_seed, seeded
 
 from .cache import View, collate
+from .hidden import HiddenLabels
 
 # The weights of this last part of the steps are averaged.
 AVERAGED_PART = 0.2
@@ -49,6 +50,8 @@ def train_head(cfg: CfgNode, head: ROIHeads, views: Sequence[View], seed: int) -
     scaler = torch.amp.GradScaler(device.type, enabled=amp)
     averaged = AveragedModel(head, use_buffers=True)
     head.train()
+    if cfg.HEAD_STUDY.HIDDEN_LABELS:
+        views = HiddenLabels(views, cfg, seed)
     with EventStorage() as storage:
         of_steps = batches(len(views), cfg.SOLVER.IMS_PER_BATCH, seed)
         for step, indices in zip(range(num_steps), of_steps, strict=False):
