@@ -11,7 +11,6 @@ import pisa_d2  # noqa: F401  # isort: skip  (before detectron2: it patches 0.6)
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import warnings
@@ -119,7 +118,7 @@ def train_all(study: Study, strategies: Strategies, results: Results, args: Any)
     wanted = [(s, seed) for seed in range(1, args.seeds + 1) for s in strategies.options]
     missing = [key for key in wanted if not results.done(*key, study.settings(key[0]))]
     failures = []
-    threads = max(1, (os.cpu_count() or 1) // args.processes)
+    threads = max(1, torch.get_num_threads() // args.processes)
     pool = ProcessPoolExecutor(
         args.processes, get_context("spawn"), start_worker, (study, threads, args.use)
     )
