@@ -35,16 +35,21 @@ def gather_fields(proposals: list[Instances], like: Tensor) -> SampleFields:
 
 
 def matched_objects(proposals: list[Instances], device: torch.device) -> Tensor:
-    """int64 (R,), the object that each proposal was matched to; -1 where the image has none."""
-    objects = []
+    """
+    Return the object that each proposal was matched to, int64 (R,); -1 where the image has none.
+
+    Proposals of heads without PISAMixin do not carry it. Their objects are told apart by class and
+    box: two of one image that are equal in both become one, and a GPU is waited for.
+    """
+    objects: list[Tensor] = []
+    num_before = 0
     for p in proposals:
         if p.has(OBJECT_FIELD):
             objects.append(p.get(OBJECT_FIELD))
         elif p.has("gt_boxes"):
-            raise KeyError(
-                f"The proposals have no {OBJECT_FIELD}, which ISR-P needs: add PISAMixin to the "
-                "bases of the ROI heads, before the class that it extends."
-            )
+            keys = torch.cat([p.gt_boxes.tensor, p.gt_classes[:, None]], dim=1)
+            objects.append(num_before + keys.unique(dim=0, return_inverse=True)[1])
         else:
             objects.append(torch.full_like(p.gt_classes, -1))
+        num_before += len(p)
     return torch.cat(objects) if objects else torch.zeros(0, dtype=torch.int64, device=device)

@@ -15,7 +15,7 @@ from pisa_d2.isr import negative_weights, positive_weights
 from pisa_d2.ranking import ImageLayout, rank_negatives
 from pisa_d2.reweighting import importance
 from pisa_d2.roi_heads.fast_rcnn import PISAFastRCNNOutputLayers
-from pisa_d2.roi_heads.sample_fields import IMPORTANCE_FIELD, OBJECT_FIELD
+from pisa_d2.roi_heads.sample_fields import IMPORTANCE_FIELD, OBJECT_FIELD, matched_objects
 
 pytestmark = pytest.mark.usefixtures("storage")
 
@@ -395,13 +395,22 @@ def test_infinite_scores_reach_the_loss_as_they_do_in_stock():
     torch.testing.assert_close(losses["loss_box_reg"], stock["loss_box_reg"])
 
 
-def test_isr_p_without_the_identity_of_objects_says_what_is_missing():
+def test_without_the_identity_of_objects_they_are_told_apart_by_class_and_box():
     proposals = sample_batch()
-    proposals[0].remove(OBJECT_FIELD)
-    with pytest.raises(KeyError, match="PISAMixin"):
-        build(**PARTS).losses(predict(proposals), proposals)
-    losses = build(carl=PARTS["carl"]).losses(predict(proposals), proposals)
-    assert "loss_carl" in losses
+    assert sum(p.has(OBJECT_FIELD) for p in proposals) > 1
+    objects = matched_objects(proposals, torch.device("cpu"))
+    expected = build(**PARTS).losses(predict(proposals), proposals)
+    for p in proposals:
+        if p.has(OBJECT_FIELD):
+            p.remove(OBJECT_FIELD)
+    found = matched_objects(proposals, torch.device("cpu"))
+    positive = torch.cat([p.gt_classes for p in proposals]) < NUM_CLASSES
+    pairs = {*zip(objects[positive].tolist(), found[positive].tolist(), strict=True)}
+    assert len(pairs) == len(objects[positive].unique()) == len(found[positive].unique()) > 2
+    losses = build(**PARTS).losses(predict(proposals), proposals)
+    assert losses.keys() == expected.keys()
+    for name, loss in losses.items():
+        assert torch.equal(loss, expected[name]), name
 
 
 def test_unknown_box_loss_names_the_key_and_the_choices():
