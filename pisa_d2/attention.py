@@ -62,10 +62,10 @@ class Samples:
         classes: int64 (R,), its class, from 0; any other number for negatives.
         deltas: floating (R, 4), predicted for the class of a positive, and for the highest-scored
             class of a negative.
-        scores: floating (R,), highest foreground probability.
         cls_losses: floating (R,).
         positives: int64 (P,), the indices of positives.
         negative: bool (R,).
+        scores: floating (R,), highest foreground probability; read by ISR-N alone.
         ranked: bool (R,), the negatives that ISR-N ranks; read by it alone.
         negative_importance: float (R,), see :func:`pisa_d2.reweighting.importance`, of negatives
             that their sampler ranked; None where ISR-N ranks them.
@@ -77,11 +77,11 @@ class Samples:
     objects: Tensor
     classes: Tensor
     deltas: Tensor
-    scores: Tensor
     cls_losses: Tensor
     positives: Tensor
     negative: Tensor
-    ranked: Any = None  # a tensor with ISR-N
+    scores: Any = None  # a tensor with ISR-N
+    ranked: Any = None  # likewise
     negative_importance: Tensor | None = None
 
 

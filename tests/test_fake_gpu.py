@@ -56,8 +56,9 @@ def test_losses(sizes, n_max):
     samples = Samples(
         ImageLayout(sizes, GPU),
         *(numbers(50, 4), numbers(50, 4), indices(50), indices(50), numbers(50, 4)),
-        *(numbers(50), numbers(50), indices(12)),
+        *(numbers(50), indices(12)),
         negative=numbers(50, dtype=torch.bool),
+        scores=numbers(50),
         ranked=numbers(50, dtype=torch.bool),
     )
     parts = ISR(n_max=n_max), NegativeISR(beta=0.1)

@@ -30,8 +30,8 @@ class _Batch(NamedTuple):
     """The R samples of a batch, and what is predicted for them."""
 
     fields: SampleFields
+    logits: Tensor  # (R, K + 1)
     deltas: Tensor  # (R, K * 4) or (R, 4)
-    probs: Tensor  # (R, K + 1), or (R, K) of sigmoids
     cls_losses: Tensor  # (R,)
     positives: Tensor  # int64 (P,), indices in [0, R)
 
@@ -175,8 +175,8 @@ class PISAFastRCNNOutputLayers(PredictingOutputLayers):
         fields = gather_fields(proposals, deltas)
         return _Batch(
             fields,
+            scores,
             deltas,
-            self._probs(scores),
             self.classification_losses(scores, fields.classes),
             # A copy to the host, as the stock losses make.
             nonzero_tuple(is_positive(fields.classes, self.num_classes))[0],
@@ -186,13 +186,14 @@ class PISAFastRCNNOutputLayers(PredictingOutputLayers):
         rows = batch.positives
         classes, boxes, gt_boxes = (values[rows] for values in batch.fields)
         deltas = self._deltas_of_classes(batch.deltas, rows, classes)
+        probs = self._probs(batch.logits[rows]).gather(1, classes[:, None])[:, 0]
         return Positives(
             boxes=boxes,
             gt_boxes=gt_boxes,
             objects=objects,
             classes=classes,
             deltas=deltas,
-            probs=batch.probs[rows, classes],
+            probs=probs,
             cls_losses=batch.cls_losses[rows],
             box_losses=self._box_losses(deltas, boxes, gt_boxes),
         )
@@ -200,12 +201,15 @@ class PISAFastRCNNOutputLayers(PredictingOutputLayers):
     @torch.no_grad()
     def _samples(self, batch: _Batch, proposals: list[Instances]) -> Samples:
         classes, boxes, gt_boxes = batch.fields
-        scores, top_classes = batch.probs[:, : self.num_classes].max(dim=1)
         negative = classes == self.num_classes
         rows = torch.arange(len(classes), device=classes.device)
-        own_or_top = torch.where(negative, top_classes, classes)
-        ranked = by_sampler = None
-        if self.isr_n is not None:
+        scores = ranked = by_sampler = None
+        if self.isr_n is None:
+            own_or_top = classes.clamp(max=self.num_classes - 1)
+        else:
+            probs = self._probs(batch.logits)
+            scores, top_classes = probs[:, : self.num_classes].max(dim=1)
+            own_or_top = torch.where(negative, top_classes, classes)
             ranked = negative & (scores > self.isr_n.score_thresh)
             if proposals and proposals[0].has(IMPORTANCE_FIELD):
                 by_sampler = cat([p.get(IMPORTANCE_FIELD) for p in proposals])

@@ -15,6 +15,9 @@ T = TypeVar("T")
 # Boxes go through the head in parts whose pooled features take at most this: 10,000 at a time with
 # 256 x 7 x 7 float32 features (FPN), 600 with 1024 x 14 x 14 (C4).
 MAX_BYTES_AT_A_TIME = 2**29
+# What is made of logits on a CPU is made of this many at a time, which stay in its cache: with 1,203
+# classes that takes half the time.
+MAX_CACHED_LOGITS = 2**21
 # Pooled features of all boxes are kept for the chosen ones up to this size, else pooled again.
 MAX_BYTES_KEPT = 2**30
 # The output size of poolers that do not tell theirs.
@@ -67,8 +70,8 @@ def predict_all(
         branch: of the box head.
         features: the feature maps of B images.
         boxes: those of each image, R in all.
-        summarise: is called with the logits and deltas of each part, and with its place among all
-            boxes, image after image.
+        summarise: is called with the logits and deltas of each part, on a CPU of parts of it, and
+            with the place among all boxes, image after image.
 
     Returns:
         What ``summarise`` gave for each part, and the pooled features of all boxes; None instead of
@@ -85,7 +88,9 @@ def predict_all(
             pooled = branch.pooler(features, _part(boxes, start, start + size))
             x = branch.head(pooled)
             outputs = branch.predictor(x if branch.flatten is None else branch.flatten(x))
-            summaries.append(summarise(outputs, slice(start, start + size)))
+            for rows in _rows_at_a_time(outputs[0]):
+                of_rows = outputs[0][rows], outputs[1][rows]
+                summaries.append(summarise(of_rows, slice(start + rows.start, start + rows.stop)))
             if keep:
                 kept.append(pooled)
     # Under autocast, weights that were cast here are remembered without their graph.
@@ -107,6 +112,12 @@ def split_predictions(parts: list[Predictions], sizes: list[int]) -> list[Predic
         Predictions(**{name: values[image] for name, values in fields.items()})
         for image in range(len(sizes))
     ]
+
+
+def _rows_at_a_time(logits: Tensor) -> list[slice]:
+    num_rows, num_classes = logits.shape
+    step = max(1, num_rows if logits.is_cuda else MAX_CACHED_LOGITS // num_classes)
+    return [slice(i, min(i + step, num_rows)) for i in range(0, max(num_rows, 1), step)]
 
 
 def _join(parts: list[Tensor]) -> Tensor:

@@ -60,16 +60,27 @@ def test_parts_of_bounded_size_make_no_difference(monkeypatch, num_boxes):
     assert sum(sizes) == 7 and max(sizes) <= num_boxes
 
 
-def test_parts_say_where_they_are_and_are_split_by_image(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "value", "parts_of"),
+    [
+        ("MAX_BYTES_AT_A_TIME", 3 * 5 * 2 * 2 * 4, [3, 3, 1]),
+        ("MAX_CACHED_LOGITS", 5 * 4, [5, 2]),
+        ("MAX_CACHED_LOGITS", 3, [1] * 7),
+    ],
+)
+def test_parts_say_where_they_are_and_are_split_by_image(monkeypatch, name, value, parts_of):
     features, boxes = inputs(4, 0, 3)
     expected = predict(branch(), features, boxes)[0][0]
-    monkeypatch.setattr(scoring, "MAX_BYTES_AT_A_TIME", 3 * 5 * 2 * 2 * 4)
+    monkeypatch.setattr(scoring, name, value)
     rows = torch.arange(7)
+    sizes = []
 
     def summarise(outputs, part):
+        sizes.append(len(outputs[0]))
         return Predictions(cls_losses=rows[part].float(), boxes=outputs[0])
 
     parts, _ = predict_all(branch(), features, boxes, summarise)
+    assert sizes == parts_of
     of_images = split_predictions(parts, [4, 0, 3])
     assert [p.cls_losses.tolist() for p in of_images] == [[0, 1, 2, 3], [], [4, 5, 6]]
     torch.testing.assert_close(torch.cat([p.boxes for p in of_images]), expected)
