@@ -15,7 +15,7 @@ T = TypeVar("T")
 # Boxes go through the head in parts whose pooled features take at most this: 10,000 at a time with
 # 256 x 7 x 7 float32 features (FPN), 600 with 1024 x 14 x 14 (C4).
 MAX_BYTES_AT_A_TIME = 2**29
-# What is made of logits on a CPU is made of this many at a time, which stay in its cache: with 1,203
+# On a CPU, what is made of logits is made of this many at a time, which fit its cache: with 1,203
 # classes that takes half the time.
 MAX_CACHED_LOGITS = 2**21
 # Pooled features of all boxes are kept for the chosen ones up to this size, else pooled again.
