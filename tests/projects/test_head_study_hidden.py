@@ -1,5 +1,9 @@
 """Training images with some of their labels hidden, and images with regions to ignore."""
 
+import json
+from collections import Counter
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -9,9 +13,11 @@ from head_study.cache import Frozen, View
 from head_study.detector import load_detector
 from head_study.hidden import HiddenLabels, check_hidden, hide
 from head_study_models import detector_cfg, head_study_node, small_study
-from helpers import random_batch, register_images
+from helpers import load_script, random_batch, register_images
 
 from pisa_d2.regions import TargetsWithRegions
+
+hide_labels = load_script("projects/HeadStudy/hide_labels.py")
 
 REGIONS = {
     "MODEL.IGNORED_REGIONS.ENABLED": True,
@@ -113,3 +119,29 @@ def test_the_regions_of_a_dataset_reach_the_head(dataset, tmp_path):
         of_dataset[on] = [len(getattr(t, "ignored_regions", [])) for t in targets]
         assert [len(t) for t in targets] == [3, 6]
     assert of_dataset == {False: [0, 0], True: [1, 1]}
+
+
+def test_a_dataset_is_written_without_some_labels_and_with_these_as_regions(
+    dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("sys.argv", ["", dataset, "--seed", "3", "--output", str(tmp_path / "out")])
+    hide_labels.main()
+    removed, regions = (
+        json.loads((tmp_path / f"out/{dataset}_{kind}_3.json").read_text())
+        for kind in ("removed", "regions")
+    )
+    records = DatasetCatalog.get(dataset)
+    numbers = [len(r["annotations"]) for r in records]
+    for content, expected in ((removed, [n - round(0.4 * n) for n in numbers]), (regions, numbers)):
+        of_images = Counter(a["image_id"] for a in content["annotations"])
+        assert [of_images[record["image_id"]] for record in records] == expected
+        assert {Path(i["file_name"]).name for i in content["images"]} == {
+            Path(r["file_name"]).name for r in records
+        }
+    hidden = {a["id"] for a in regions["annotations"] if a["ignore"]}
+    assert {a["id"] for a in removed["annotations"]} == {
+        a["id"] for a in regions["annotations"]
+    } - hidden
+    assert (
+        hide_labels.hidden_ids(regions, 0.4, 3) == hidden != hide_labels.hidden_ids(regions, 0.4, 4)
+    )
