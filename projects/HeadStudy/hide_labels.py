@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write a dataset with some of its labels missing, as a COCO json: removed, and as regions to ignore."""
+"""Write a dataset with missing labels: with some removed, and with these as regions to ignore."""
 
 import argparse
 import json
