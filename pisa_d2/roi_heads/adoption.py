@@ -1,4 +1,4 @@
-"""Stock box predictors become PISA's in place: the same module, parameters and settings."""
+"""Turning stock box predictors into PISA's in place, with their parameters and settings."""
 
 import functools
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from ..samplers import (
 from ..settings import CARL, ISR, BalancedL1, NegativeISR, check_ioa_thresh, naming_keys
 from .fast_rcnn import PISAFastRCNNOutputLayers, predictor_settings
 
-# Methods of a predictor that PISA's losses take the place of, or do without.
+# Methods of a predictor that PISA's losses replace or do not call.
 _LOSS_METHODS = ("losses", "box_reg_loss", "predict_probs")
 
 
@@ -31,14 +31,14 @@ def _random_pair() -> BatchSampler:
 @dataclass(frozen=True)
 class PISASettings:
     """
-    Defaults of ROI heads: the parts that their stock predictors are given, see
-    :class:`PISAFastRCNNOutputLayers`, and their sampler.
+    Defaults of ROI heads: their sampler, and the parts for their stock predictors, see
+    :class:`PISAFastRCNNOutputLayers`.
 
     Attributes:
-        cascade_stages: stages of a cascade, from 0, that have the parts of PISA; empty for all.
+        cascade_stages: stages of a cascade, counted from 0, with the parts of PISA; empty for all.
         sampler: chooses the samples of the batch.
-        ignored_ioa_thresh: the share of a negative's area inside a region to ignore from which it
-            is ignored, None to ignore no regions.
+        ignored_ioa_thresh: negatives with at least this share of their area inside a region to
+            ignore are ignored; None to ignore no regions.
 
     Raises:
         SettingError: ``ignored_ioa_thresh`` is not in (0, 1].
@@ -67,11 +67,13 @@ class PISASettings:
         )
 
     def has_parts(self) -> bool:
-        """Whether any part of PISA is on."""
+        """Return whether any part of PISA is on."""
         return any(part is not None for part in (self.isr_p, self.isr_n, self.carl))
 
     def check_stages(self, num_stages: int) -> None:
         """
+        Check ``cascade_stages``.
+
         Raises:
             ValueError: ``cascade_stages`` names a stage that the cascade does not have.
         """
@@ -79,7 +81,7 @@ class PISASettings:
             check_stages("cascade_stages", list(self.cascade_stages), num_stages)
 
     def of_stage(self, stage: int) -> dict[str, Any]:
-        """The arguments of :meth:`PISAFastRCNNOutputLayers.set_losses` for a stage."""
+        """Make the arguments of :meth:`PISAFastRCNNOutputLayers.set_losses` for a stage."""
         on = not self.cascade_stages or stage in self.cascade_stages
         return {
             "isr_p": self.isr_p if on else None,
@@ -97,41 +99,42 @@ def pick_sampler(
     default: BatchSampler,
 ) -> BatchSampler:
     """
-    The given sampler, or a pair of those given, each of which is the default's if it is not.
+    Return the given sampler, or a pair of the given ones. A missing one of the pair comes from
+    ``default``.
 
     Raises:
-        ValueError: ``sampler`` is given together with one for a kind.
+        ValueError: ``sampler`` is given together with a sampler for one kind.
     """
     if positive is None and negative is None:
         return sampler or default
     if sampler is not None:
-        raise ValueError("Give sampler, or positive_sampler and negative_sampler.")
+        raise ValueError("Give either sampler, or positive_sampler and negative_sampler.")
     pair: Any = default if isinstance(default, PairSampler) else _random_pair()
     return PairSampler(positive=positive or pair.positive, negative=negative or pair.negative)
 
 
 def adopt(predictor: nn.Module, settings: dict[str, Any], given: Sequence[str] = ()) -> str:
     """
-    Give a stock predictor, or one derived from it, the losses of PISA, in place: it is the same
-    module afterwards, with its parameters, its other settings and the overrides of its class. A
-    predictor of PISA keeps the losses that it has.
+    Give PISA's losses to a stock predictor, or to one derived from it, in place: it stays the same
+    module, with its parameters, its other settings and the overrides of its class. A predictor of
+    PISA keeps its losses.
 
     Args:
         settings: see :meth:`PISASettings.of_stage`.
         given: names of the settings that were given explicitly.
 
     Returns:
-        Why PISA has no part, or not all of its part, in the losses; empty if it has.
+        The reason why PISA has no part, or not its whole part, in the losses; empty if it has.
 
     Raises:
-        ValueError: settings are given, and the predictor has its own.
+        ValueError: settings are given, but the predictor has its own.
     """
     name = type(predictor).__name__
     if isinstance(predictor, PISAFastRCNNOutputLayers):
         if given and not predictor.adopted:
             raise ValueError(
                 f"{', '.join(given)} given to ROI heads, but their box predictor {name} has its "
-                "own settings: give them to the predictor."
+                "own settings: give them to the predictor instead."
             )
         return ""
     if not isinstance(predictor, FastRCNNOutputLayers):
@@ -145,7 +148,7 @@ def adopt(predictor: nn.Module, settings: dict[str, Any], given: Sequence[str] =
 
 
 def overridden_losses(predictor: nn.Module) -> list[str]:
-    """Methods of an adopted predictor by which its own class changes what PISA's losses do."""
+    """List the methods by which the class of an adopted predictor changes PISA's losses."""
     return [
         method
         for method in _LOSS_METHODS
@@ -156,14 +159,14 @@ def overridden_losses(predictor: nn.Module) -> list[str]:
 @functools.cache
 def _with_pisa(base: type) -> type:
     """
-    A class with the losses of PISA where ``base`` has those of the stock predictor: overrides of
+    Derive a class from ``base`` with PISA's losses instead of the stock predictor's: overrides in
     ``base`` come first, and their ``super()`` leads to PISA's.
     """
     if base is FastRCNNOutputLayers:
         return PISAFastRCNNOutputLayers
 
     def reduce(self: nn.Module, protocol: Any) -> tuple:
-        # Pickled by name, a class that is made here would not be found.
+        # Unpickling could not find by name a class that is made here.
         parts: Any = nn.Module.__reduce_ex__(self, protocol)
         return _new_adopted, (base,), *parts[2:]
 
@@ -180,5 +183,5 @@ def _new_adopted(base: type) -> Any:
 
 
 def predictors_of(box_predictor: nn.Module) -> Sequence[nn.Module]:
-    """The predictor of each stage of a cascade, or the one of other heads."""
+    """List the predictors of the stages of a cascade, or the only one of other heads."""
     return list(box_predictor) if isinstance(box_predictor, nn.ModuleList) else [box_predictor]

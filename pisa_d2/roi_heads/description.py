@@ -1,4 +1,4 @@
-"""One line on what is active in ROI heads, for the log."""
+"""One line for the log on the active parts of ROI heads."""
 
 from detectron2.modeling import ROIHeads, StandardROIHeads
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads
@@ -13,13 +13,13 @@ _REPLACED = ("label_and_sample_proposals", "_match_and_label_boxes")
 
 def describe(heads: ROIHeads, replaced_by: type) -> str:
     """
-    Samplers, parts of PISA by stage, whether regions are ignored, and overrides of the extended
-    heads that are not called.
+    Describe the samplers, the parts of PISA in each stage, whether regions are ignored, and the
+    overrides of the extended heads that are not called.
 
     Args:
-        heads: have a ``sampler``, a ``box_predictor`` and ``ignored_ioa_thresh``.
-        replaced_by: the class in their bases whose methods are called instead of overrides in the
-            classes that come after it.
+        heads: ROI heads with ``sampler``, ``box_predictor`` and ``ignored_ioa_thresh``.
+        replaced_by: the base class whose methods are called instead of overrides in the classes
+            after it.
     """
     cls = type(heads)
     stages = [_parts_of(predictor) for predictor in predictors_of(heads.box_predictor)]
@@ -36,7 +36,7 @@ def describe(heads: ROIHeads, replaced_by: type) -> str:
     line = f"{cls.__name__}: {heads.sampler}; {parts}."
     if heads.ignored_ioa_thresh is not None:
         line += f" Ignores regions, from {heads.ignored_ioa_thresh:g} of a negative's area."
-    return line + (f" Takes the place of {', '.join(replaced)}." if replaced else "")
+    return line + (f" Replaces {', '.join(replaced)}." if replaced else "")
 
 
 def _parts_of(predictor: nn.Module) -> str:

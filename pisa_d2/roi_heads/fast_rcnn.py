@@ -1,4 +1,6 @@
 """
+The box predictor with the losses of Prime Sample Attention.
+
 Shape shorthand in this module:
 
     R: number of sampled proposals of all images
@@ -27,7 +29,7 @@ from .sample_fields import IMPORTANCE_FIELD, SampleFields, gather_fields, matche
 
 
 class _Batch(NamedTuple):
-    """The R samples of a batch, and what is predicted for them."""
+    """The R samples of a batch with their predictions."""
 
     fields: SampleFields
     logits: Tensor  # (R, K + 1)
@@ -38,12 +40,13 @@ class _Batch(NamedTuple):
 
 class PISAFastRCNNOutputLayers(PredictingOutputLayers):
     """
-    The stock box predictor with the losses of Prime Sample Attention, and with focal loss and
-    balanced L1. Parameters and inference are those of the stock one, and so are the losses, to the
-    last bit, when all parts are switched off.
+    The stock box predictor with the losses of Prime Sample Attention
+    (https://arxiv.org/abs/1904.04821), focal loss and balanced L1. Parameters and inference do not
+    change. With all parts off, the losses equal the stock predictor's to the last bit.
 
     Attributes:
-        adopted: whether this was a stock predictor, to which ROI heads gave their settings.
+        adopted: True for a stock predictor that ROI heads turned into this class with their
+            settings.
     """
 
     adopted = False
@@ -64,13 +67,13 @@ class PISAFastRCNNOutputLayers(PredictingOutputLayers):
         """
         Args:
             input_shape: shape of the input feature.
-            isr_p: reweighting of positives by IoU-HLR, None to leave it out.
-            isr_n: reweighting of negatives by Score-HLR, None to leave it out.
-            carl: the classification-aware regression loss, None to leave it out.
+            isr_p: reweighting of positives by IoU-HLR, None for off.
+            isr_n: reweighting of negatives by Score-HLR, None for off.
+            carl: the classification-aware regression loss, None for off.
             focal_gamma: exponent of softmax focal loss, None for cross entropy.
             balanced_l1: settings of the ``box_reg_loss_type`` "balanced_l1", None for the
-                published ones.
-            loss_weight: factor of all losses, or of each by its name.
+                published settings.
+            loss_weight: factor of all losses, or of each loss by its name.
             kwargs: arguments of Detectron2's ``FastRCNNOutputLayers``.
 
         Raises:
@@ -98,13 +101,12 @@ class PISAFastRCNNOutputLayers(PredictingOutputLayers):
         focal_gamma: float | None = None,
         balanced_l1: BalancedL1 | None = None,
     ) -> None:
-        """Set what :meth:`__init__` has in addition to the stock predictor's arguments."""
+        """Set the arguments that :meth:`__init__` adds to the stock predictor's."""
         if focal_gamma is not None:
             check_range("focal_gamma", focal_gamma, 0)
             if getattr(self, "use_sigmoid_ce", False):
                 raise ValueError(
-                    "MODEL.ROI_BOX_HEAD.FOCAL_LOSS is of the softmax form: switch USE_SIGMOID_CE "
-                    "off."
+                    "MODEL.ROI_BOX_HEAD.FOCAL_LOSS needs the softmax: switch USE_SIGMOID_CE off."
                 )
         if self.box_reg_loss_type == BALANCED_L1:
             reason = f", since box_reg_loss_type is {BALANCED_L1!r}"
@@ -123,20 +125,22 @@ class PISAFastRCNNOutputLayers(PredictingOutputLayers):
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> dict[str, Tensor]:
         """
+        Compute the losses of a batch.
+
         Args:
             predictions: logits (R, K + 1) and deltas (R, K * 4) or (R, 4).
-            proposals: the sampled proposals with ``proposal_boxes`` and ``gt_classes``; those of
-                an image with objects have ``gt_boxes`` and, for ISR-P, ``OBJECT_FIELD`` too.
+            proposals: the sampled proposals with ``proposal_boxes`` and ``gt_classes``, and in
+                images with objects also ``gt_boxes`` and, for ISR-P, ``OBJECT_FIELD``.
 
         Returns:
-            ``loss_cls``, ``loss_box_reg`` and, where CARL is on, ``loss_carl``: scalars under the
-            common normaliser R; 0, with a graph, where there is nothing to learn from.
+            ``loss_cls``, ``loss_box_reg`` and, if CARL is on, ``loss_carl``: scalars under the
+            common normaliser R; 0, with a graph, if there is nothing to learn from.
         """
         if self._has_stock_losses():
             return super().losses(predictions, proposals)
         batch = self._gather(predictions, proposals)
         _log_classification_stats(predictions[0], batch.fields.classes)
-        # ISR takes the objects of all samples.
+        # ISR takes the objects from all samples, not from the positives.
         positives = self._positives(batch, objects=batch.positives)
         cls_losses = batch.cls_losses
         if self.isr_p is not None or self.isr_n is not None:
@@ -157,7 +161,7 @@ class PISAFastRCNNOutputLayers(PredictingOutputLayers):
     def positives(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> Positives:
-        """The positives as :meth:`losses` weighs them, from the same arguments."""
+        """Return the positives as :meth:`losses` weights them, from the same arguments."""
         batch = self._gather(predictions, proposals)
         objects = matched_objects(proposals, batch.deltas.device)
         return self._positives(batch, objects[batch.positives])
@@ -178,7 +182,7 @@ class PISAFastRCNNOutputLayers(PredictingOutputLayers):
             scores,
             deltas,
             self.classification_losses(scores, fields.classes),
-            # A copy to the host, as the stock losses make.
+            # A copy to the host, which the stock losses make too.
             nonzero_tuple(is_positive(fields.classes, self.num_classes))[0],
         )
 
@@ -230,7 +234,7 @@ class PISAFastRCNNOutputLayers(PredictingOutputLayers):
 
 
 def predictor_settings(cfg: CfgNode) -> dict[str, Any]:
-    """The arguments of :meth:`PISAFastRCNNOutputLayers.set_losses` as ``cfg`` has them."""
+    """Read the arguments of :meth:`PISAFastRCNNOutputLayers.set_losses` from ``cfg``."""
     return {
         **pisa_settings(cfg),
         "focal_gamma": focal_gamma(cfg),

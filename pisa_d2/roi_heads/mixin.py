@@ -1,3 +1,5 @@
+"""The mixin that adds samplers and PISA to ROI heads."""
+
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -53,19 +55,19 @@ _NOT_GIVEN: Any = object()
 
 class PISAMixin(ROIHeads):
     """
-    Adds the samplers of this package and Prime Sample Attention to the ROI heads that it is mixed
-    into, from the left::
+    Add the samplers of this package and Prime Sample Attention to ROI heads, to whose left it is
+    mixed in::
 
         @ROI_HEADS_REGISTRY.register()
         class MyPISAROIHeads(PISAMixin, MyROIHeads):
             pass
 
     The heads extend :class:`StandardROIHeads`, :class:`Res5ROIHeads` or :class:`CascadeROIHeads`.
-    Each ``FastRCNNOutputLayers`` of theirs, also one that is assigned later, becomes a
-    :class:`PISAFastRCNNOutputLayers` in place. A predictor that is one already keeps its own
-    settings; any other is left as it is, with a warning.
+    Each of their ``FastRCNNOutputLayers``, even if it is assigned later, becomes a
+    :class:`PISAFastRCNNOutputLayers` in place. A predictor of this class keeps its own settings;
+    a predictor of an unrelated class is left as it is, with a warning.
 
-    In a cascade the samplers choose among the proposals of the first stage; the others train on
+    In a cascade the samplers choose among the proposals of the first stage. Later stages train on
     all boxes of the stage before, as in Detectron2, and have ISR and CARL too.
 
     Attributes:
@@ -80,11 +82,11 @@ class PISAMixin(ROIHeads):
         before = cls.__mro__[: cls.__mro__.index(PISAMixin)]
         if any(base in before for base in _EXTENDED):
             raise TypeError(
-                f"{cls.__name__}: PISAMixin has to stand to the left of the ROI heads that it is "
-                "mixed into: class MyPISAROIHeads(PISAMixin, MyROIHeads)."
+                f"{cls.__name__}: PISAMixin must come before the ROI heads in the list of bases: "
+                "class MyPISAROIHeads(PISAMixin, MyROIHeads)."
             )
         # TorchScript compiles the mask and keypoint branches unless these are constants. It reads
-        # the annotations of the class alone; Detectron2 adds them to StandardROIHeads.
+        # only the annotations of the class itself; Detectron2 adds them to StandardROIHeads.
         constants: dict[str, Any] = {"mask_on": Final[bool], "keypoint_on": Final[bool]}
         for base in reversed(cls.__mro__):
             if issubclass(base, ROIHeads):
@@ -109,27 +111,27 @@ class PISAMixin(ROIHeads):
         Args:
             args, kwargs: arguments of the ROI heads: ``cfg`` and ``input_shape``, or their parts.
             sampler: chooses the samples of the batch, instead of the next two.
-            positive_sampler, negative_sampler: choose among the positives, and the negatives, of
-                each image; at random by default, or as ``cfg`` says.
-            isr_p, isr_n, carl: the parts of PISA that stock predictors are given, None for off;
-                with the published settings by default, or as ``cfg`` says.
-            cascade_stages: stages of a cascade, from 0, that have these parts; None for all.
+            positive_sampler, negative_sampler: choose among the positives and the negatives of each
+                image. By default random, or as in ``cfg``.
+            isr_p, isr_n, carl: the parts of PISA for stock predictors, None to switch a part off.
+                By default the published settings, or as in ``cfg``.
+            cascade_stages: stages of a cascade, counted from 0, with these parts; None for all.
             ignored_ioa_thresh: negatives with at least this share of their area inside a region to
-                ignore are ignored, in (0, 1]; None to ignore no regions. None by default, or as
-                ``cfg`` says.
+                ignore are ignored, in (0, 1]; None to ignore no regions. By default None, or as in
+                ``cfg``.
             pisa: defaults of the arguments above, as :meth:`from_config` passes them on.
 
         Raises:
-            TypeError: the heads extend none of Detectron2's three, or have rotated boxes; or a
-                sampler needs predictions and the box predictor cannot give them.
-            ValueError: ``sampler`` is given with one of a kind; a sampler does not serve its kind;
-                parts of PISA are given and a predictor has its own; a stage does not exist; or
-                ``ignored_ioa_thresh`` is out of its range.
+            TypeError: the heads extend none of Detectron2's three classes, or have rotated boxes;
+                or a sampler needs predictions that the box predictor cannot make.
+            ValueError: ``sampler`` is given together with a sampler for one kind; a sampler does
+                not choose the kind that it is given for; parts of PISA are given but a predictor
+                has its own; a stage does not exist; or ``ignored_ioa_thresh`` is out of range.
         """
         name = type(self).__name__
         if not isinstance(self, _EXTENDED) or isinstance(self, RROIHeads):
             raise TypeError(
-                f"{name} has to extend {', '.join(base.__name__ for base in _EXTENDED[:-1])} or "
+                f"{name} must extend {', '.join(base.__name__ for base in _EXTENDED[:-1])} or "
                 f"{_EXTENDED[-1].__name__}, without rotated boxes, to be mixed with PISAMixin."
             )
         super().__init__(*args, **kwargs)
@@ -154,9 +156,9 @@ class PISAMixin(ROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        pisa_settings(cfg)  # says so if the keys are missing
+        pisa_settings(cfg)  # an error that explains the fix if the keys are missing
         ret = super().from_config(cfg, *args, **kwargs)
-        # Matchers of the heads' own are theirs to choose.
+        # Heads that choose a matcher of their own keep it.
         if type(ret.get("proposal_matcher")) is Matcher:
             ret["proposal_matcher"] = build_proposal_matcher(cfg)
         if all(type(matcher) is Matcher for matcher in ret.get("proposal_matchers", [None])):
@@ -170,9 +172,9 @@ class PISAMixin(ROIHeads):
     @classmethod
     def _is_given_parts(cls) -> bool:
         """
-        Whether a class before the mixin is ``@configurable``: it then takes the config, and the
-        mixin gets the parts that :meth:`from_config` made. Otherwise the mixin itself is given the
-        config, and hands it on as it is: some heads (DensePose's) take nothing else.
+        Return whether a class before the mixin is ``@configurable``. If so, that class takes the
+        config, and the mixin gets the parts that :meth:`from_config` made. Otherwise the mixin
+        gets the config and passes it on, since some heads (DensePose's) take nothing else.
         """
         before = cls.__mro__[: cls.__mro__.index(PISAMixin)]
         return any(hasattr(vars(c).get("__init__"), "__wrapped__") for c in before)
@@ -205,7 +207,7 @@ class PISAMixin(ROIHeads):
         for warning in dict.fromkeys(warnings):  # of all stages of a cascade, once
             logger.warning(warning)
 
-    # The forward of the heads is left alone: it may have further arguments, and can be exported.
+    # Not in forward, which may have further arguments in some heads and must stay exportable.
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         targets = args[3] if len(args) > 3 else kwargs.get("targets")
         if not self.training and targets is None:
@@ -220,15 +222,22 @@ class PISAMixin(ROIHeads):
         self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]
     ) -> list[Instances]:
         """
-        The samples of a training step, without training on them; the arguments are those of
-        ``forward``.
+        Choose the samples of a training step without training on them.
+
+        Args:
+            features: the feature maps by name.
+            proposals: the proposals of each image.
+            targets: the objects of each image.
+
+        Returns:
+            As :meth:`label_and_sample_proposals`.
         """
         with self._in_step(features):
             return self.label_and_sample_proposals(proposals, targets)
 
     @contextmanager
     def _in_step(self, features: dict[str, Tensor]) -> Iterator[None]:
-        # label_and_sample_proposals is not given the features, which samplers may need.
+        # Samplers may need the features, which label_and_sample_proposals does not get.
         pooler = self.box_branch.pooler
         self._step = Step(features)
         if isinstance(pooler, ReusingPooler):
@@ -245,15 +254,21 @@ class PISAMixin(ROIHeads):
         self, proposals: list[Instances], targets: list[Instances], *args: Any, **kwargs: Any
     ) -> list[Instances]:
         """
-        As in :class:`ROIHeads`, but the configured sampler chooses the proposals. Each also carries
-        the id of its object in ``OBJECT_FIELD``.
+        Label and sample proposals as :class:`ROIHeads` does, but by the configured sampler.
 
         Args:
-            args, kwargs: of heads that extend the signature; ignored, as the override is.
+            proposals: the proposals of each image.
+            targets: the objects of each image.
+            args, kwargs: further arguments of heads that extend the signature; ignored, since
+                their override is not called.
+
+        Returns:
+            The samples of each image, with Detectron2's fields and, in ``OBJECT_FIELD``, the
+            number of the matched object in the batch.
 
         Raises:
-            RuntimeError: the sampler needs predictions, and this is called neither by the heads
-                nor by ``choose_samples``.
+            RuntimeError: the sampler needs predictions, but neither the heads nor
+                :meth:`choose_samples` made this call.
         """
         targets = with_object_ids(targets)
         proposals = without_step_fields(proposals)
@@ -274,7 +289,7 @@ class PISAMixin(ROIHeads):
             for of_image in zip(proposals, batch, targets, choices, indices, strict=True)
         ]
         if pooled is not None and self._step is not None:
-            # Spare the box head the pooling of features that are there, of all candidates.
+            # The features of all candidates are pooled: the box head need not pool them again.
             rows = rows_of_images(indices, [len(p) for p in proposals])
             kept = pooled.index_select(0, rows)
             self._step.pooled = PooledFeatures([p.proposal_boxes for p in sampled], kept)
@@ -285,7 +300,7 @@ class PISAMixin(ROIHeads):
         return sampled
 
     def match(self, proposals: list[Instances], targets: list[Instances]) -> list[Candidates]:
-        """All proposals of each image, matched to its objects."""
+        """Match all proposals of each image to its objects."""
         return [
             self._match(self.proposal_matcher, p.proposal_boxes, target)
             for p, target in zip(proposals, targets, strict=True)
@@ -303,19 +318,19 @@ class PISAMixin(ROIHeads):
         observe: Callable[[tuple[Tensor, Tensor]], object] | None = None,
     ) -> tuple[list[Candidates], Tensor | None]:
         """
-        Predictions of the box head for candidates, without gradient; of the first stage in a
-        cascade.
+        Predict with the box head, or with the first stage of a cascade, for all candidates, without
+        gradient.
 
         Args:
             features: the feature maps by name.
-            batch: of each image, as :meth:`match` gives them.
+            batch: the candidates of each image, as :meth:`match` returns them.
             targets: the objects of each image.
-            needs: names of the predictions that are made.
-            observe: is called with logits (N, K + 1) and deltas (N, 4 or K * 4), part for part.
+            needs: names of the predictions to make.
+            observe: called with logits (N, K + 1) and deltas (N, 4 or K * 4), part by part.
 
         Returns:
-            The candidates with predictions; and the pooled features of all, or None where these
-            are too large to be kept.
+            The candidates with predictions, and the pooled features of all candidates, or None if
+            they are too large to keep.
         """
         branch = self.box_branch
         joined = Joined(batch)
@@ -353,7 +368,7 @@ class PISAMixin(ROIHeads):
     ) -> tuple[list[Candidates], Tensor | None]:
         if self._step is None:
             raise RuntimeError(
-                f"{self.sampler} needs features: call the ROI heads, or their "
+                f"{self.sampler} needs features: call the ROI heads or their "
                 "choose_samples, instead of label_and_sample_proposals or forward."
             )
         needs = needed_predictions(self.sampler.needs_predictions)
@@ -362,7 +377,7 @@ class PISAMixin(ROIHeads):
     @property
     @torch.jit.unused
     def box_branch(self) -> BoxBranch:
-        """The way from features to the boxes of proposals; the first stage's in a cascade."""
+        """The modules from features to predictions for boxes; the first stage's in a cascade."""
         if isinstance(self, Res5ROIHeads):
             return BoxBranch(
                 self.in_features,
@@ -382,8 +397,8 @@ class PISAMixin(ROIHeads):
         self, proposals: list[Instances], stage: int, targets: list[Instances]
     ) -> list[Instances]:
         """
-        As in :class:`CascadeROIHeads`, for a later stage, without the boxes that are ignored.
-        Each proposal also carries the id of its object in ``OBJECT_FIELD``.
+        Match and label the boxes of a later stage as :class:`CascadeROIHeads` does, and drop the
+        ignored ones. Each proposal also carries the number of its object in ``OBJECT_FIELD``.
         """
         matcher = cast(Any, self).proposal_matchers[stage]
         ignores = self.ignored_ioa_thresh is not None or may_ignore(matcher)
@@ -412,8 +427,8 @@ class PISAMixin(ROIHeads):
 
 
 def _not_ignored(proposals: Instances, num: int) -> Instances:
-    """The ``num`` proposals that are not ignored, in their sequence."""
+    """Select the ``num`` proposals that are not ignored, in their order."""
     if num == len(proposals):
         return proposals
-    # Their number is known, so that this is no copy to the host, as selecting by a mask would be.
+    # With a known number this copies nothing to the host; selecting by a mask would.
     return proposals[(proposals.gt_classes < 0).byte().argsort(stable=True)[:num]]

@@ -1,4 +1,4 @@
-"""Box features that were pooled once without gradient and are trained on afterwards."""
+"""Box features that are pooled once without gradient and then trained on."""
 
 from typing import Any
 
@@ -61,30 +61,30 @@ class _KnownROIAlign(torch.autograd.Function):
 
 class ReusingPooler(ROIPooler):
     """
-    A :class:`ROIPooler` that takes features which a step has pooled already; otherwise it pools as
-    usual. Detectron2's pooler becomes one by a change of its class, and keeps all that it has.
+    A :class:`ROIPooler` that reuses the features that a step has already pooled; otherwise it pools
+    as usual. :meth:`adopt` changes the class of Detectron2's pooler, which keeps its state.
 
     Attributes:
-        step: the training step that is under way.
+        step: the current training step, None outside of one.
     """
 
     step: Step | None = None
 
     @classmethod
     def adopt(cls, pooler: nn.Module) -> None:
-        """Make a pooler reuse features, where it is Detectron2's own."""
+        """Make a pooler reuse features if it is Detectron2's own."""
         if type(pooler) is ROIPooler:
             pooler.__class__ = cls
 
     def _has_backward(self) -> bool:
-        # Deterministic ROIAlign, as torch may be asked for, has no backward of its own to call.
+        # Deterministic ROIAlign, which torch can be set to use, has no backward to call.
         return (
             all(isinstance(layer, ROIAlign) for layer in self.level_poolers)
             and hasattr(torch.ops.torchvision, "_roi_align_backward")
             and not torch.are_deterministic_algorithms_enabled()
         )
 
-    # Not in forward, which stays as it is for export.
+    # Not in forward, which must stay exportable.
     def __call__(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
         known = None if self.step is None else self.step.pooled
         if (
@@ -95,7 +95,7 @@ class ReusingPooler(ROIPooler):
             or any(a is not b for a, b in zip(known.boxes, boxes, strict=True))
         ):
             return super().__call__(features, boxes)
-        self.step.pooled = None  # no use is made of it twice
+        self.step.pooled = None  # to be used once
         levels = assign_boxes_to_levels(
             boxes, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
         )

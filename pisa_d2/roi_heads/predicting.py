@@ -1,4 +1,6 @@
 """
+Losses of single samples, and predictions for samplers.
+
 Shape shorthand in this module:
 
     R: number of samples
@@ -24,12 +26,12 @@ from ..settings import BalancedL1
 
 class PredictingOutputLayers(FastRCNNOutputLayers):
     """
-    The stock box predictor with the losses of single samples, and with predictions for samplers.
+    The stock box predictor with losses of single samples and predictions for samplers.
 
     Attributes:
         focal_gamma: exponent of softmax focal loss, None for cross entropy.
         balanced_l1: settings of the ``box_reg_loss_type`` "balanced_l1", None for the published
-            ones.
+            settings.
     """
 
     focal_gamma: float | None = None
@@ -48,8 +50,8 @@ class PredictingOutputLayers(FastRCNNOutputLayers):
 
     def classification_losses(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
         """
-        The stock classification loss (softmax, or sigmoid with or without federated loss on
-        Detectron2 main), or focal loss (https://arxiv.org/abs/1708.02002, over the softmax),
+        Compute the stock classification loss (softmax, or sigmoid with or without federated loss
+        on Detectron2 main) or focal loss (https://arxiv.org/abs/1708.02002, over the softmax),
         before it is averaged.
 
         Args:
@@ -57,7 +59,7 @@ class PredictingOutputLayers(FastRCNNOutputLayers):
             gt_classes: int64 (R,), in [0, K].
 
         Returns:
-            (R,), float32 at least.
+            (R,), at least float32.
         """
         scores = at_least_float32(scores)
         if not getattr(self, "use_sigmoid_ce", False):
@@ -96,14 +98,14 @@ class PredictingOutputLayers(FastRCNNOutputLayers):
         needs: Collection[str] = Predictions.FIELDS,
     ) -> Predictions:
         """
-        Predictions for T candidates, for samplers to go by.
+        Make the predictions for T candidates that samplers need.
 
         Args:
             predictions: logits (T, K + 1) and deltas (T, K * 4) or (T, 4).
             proposal_boxes, gt_boxes: floating (T, 4), the second of the matched objects, XYXY in
                 pixels.
             gt_classes: int64 (T,), in [0, K], or -1 for candidates that are ignored.
-            needs: names of the predictions that are made.
+            needs: names of the predictions to make.
         """
         logits, deltas = predictions
         positive = is_positive(gt_classes, self.num_classes)
@@ -132,7 +134,7 @@ class PredictingOutputLayers(FastRCNNOutputLayers):
         return Predictions(**{name: found[name] for name in Predictions.FIELDS if name in needs})
 
     def _deltas_of_classes(self, deltas: Tensor, rows: Tensor, classes: Tensor) -> Tensor:
-        """Deltas (len(rows), 4) of some rows, each for its class."""
+        """Select the deltas (len(rows), 4) of some rows, each for its class."""
         if deltas.shape[1] == 4:  # class-agnostic
             return deltas[rows]
         return deltas.view(-1, self.num_classes, 4)[rows, classes]

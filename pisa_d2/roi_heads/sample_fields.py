@@ -7,9 +7,9 @@ from detectron2.layers import cat
 from detectron2.structures import Instances
 from torch import Tensor
 
-# The field that carries the matched object to the proposals: unique over the images of a batch.
+# The field that carries the number of the matched object, unique in the batch, to the proposals.
 OBJECT_FIELD = "gt_pisa_object"
-# The field of samples whose sampler ranked the negatives, see Choice.negative_importance.
+# The field of samples if their sampler ranked the negatives, see Choice.negative_importance.
 IMPORTANCE_FIELD = "pisa_importance"
 
 
@@ -18,16 +18,22 @@ class SampleFields(NamedTuple):
 
     classes: Tensor  # int64 (R,), K for negatives
     boxes: Tensor  # (R, 4)
-    gt_boxes: Tensor  # (R, 4), of the matched objects; anything in an image without objects
+    gt_boxes: Tensor  # (R, 4), of the matched objects; any boxes in an image without objects
 
 
 def gather_fields(proposals: list[Instances], like: Tensor) -> SampleFields:
+    """
+    Concatenate the fields over the images.
+
+    Args:
+        like: a tensor on the device that the fields of no proposals go to.
+    """
     if not proposals:
         no_boxes = torch.zeros(0, 4, device=like.device)
         return SampleFields(like.new_zeros(0, dtype=torch.int64), no_boxes, no_boxes)
     classes = cat([p.gt_classes for p in proposals])
     boxes = cat([p.proposal_boxes.tensor for p in proposals])
-    # The proposals of an image without objects are all negative: any box serves.
+    # All proposals in an image without objects are negative: their ground-truth box is not used.
     gt_boxes = cat(
         [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
     )
@@ -36,10 +42,14 @@ def gather_fields(proposals: list[Instances], like: Tensor) -> SampleFields:
 
 def matched_objects(proposals: list[Instances], device: torch.device) -> Tensor:
     """
-    Return the object that each proposal was matched to, int64 (R,); -1 where the image has none.
+    Concatenate the numbers of the matched objects.
 
-    Proposals of heads without PISAMixin do not carry it. Their objects are told apart by class and
-    box: two of one image that are equal in both become one, and a GPU is waited for.
+    Proposals of heads without PISAMixin do not carry them. Their objects are identified by class
+    and box: two objects in one image that are equal in both become one, and the host waits for the
+    GPU.
+
+    Returns:
+        int64 (R,); -1 in images without objects.
     """
     objects: list[Tensor] = []
     num_before = 0

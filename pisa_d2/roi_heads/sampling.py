@@ -1,4 +1,4 @@
-"""From the proposals of a batch, matched to its objects, to labelled samples."""
+"""Steps from the proposals of a batch to labelled samples: matching, choosing, labelling."""
 
 import torch
 from detectron2.modeling.matcher import Matcher
@@ -14,21 +14,21 @@ from .sample_fields import IMPORTANCE_FIELD, OBJECT_FIELD
 
 def with_object_ids(targets: list[Instances]) -> list[Instances]:
     """
-    Copies of the targets, whose objects are numbered through the batch in ``OBJECT_FIELD``.
-    Detectron2 hands every ``gt_`` field of a target to the proposals that match it.
+    Copy the targets and number their objects throughout the batch in ``OBJECT_FIELD``. Detectron2
+    passes each ``gt_`` field of a target on to the proposals that match it.
     """
     if not targets:
         return []
     sizes = [len(target) for target in targets]
     numbers = torch.arange(sum(sizes), device=targets[0].gt_boxes.device).split(sizes)
-    copies = [target[:] for target in targets]  # of their own class, with all that they carry
+    copies = [target[:] for target in targets]  # keeps their class and all that they carry
     for copy, own in zip(copies, numbers, strict=True):
         copy.set(OBJECT_FIELD, own)
     return copies
 
 
 def without_step_fields(proposals: list[Instances]) -> list[Instances]:
-    """Proposals without the fields of an earlier step, whose samples may be proposals again."""
+    """Drop the fields of an earlier step, whose samples may be proposals again."""
     fields = (OBJECT_FIELD, IMPORTANCE_FIELD)
     if not any(p.has(field) for p in proposals for field in fields):
         return proposals
@@ -46,13 +46,19 @@ def match_proposals(
     ignored_ioa_thresh: float | None = None,
 ) -> Candidates:
     """
-    The N proposals of an image, of class -1 where they are ignored: by the matcher, or as
-    :func:`pisa_d2.regions.ignore_inside` says.
+    Match the N proposals of an image. Ignored ones have class -1, by the matcher's decision or by
+    :func:`pisa_d2.regions.ignore_inside`.
+
+    Args:
+        boxes: the proposals.
+        targets: the objects of the image.
+        num_classes: number of foreground classes, the class of negatives.
+        ignored_ioa_thresh: see :func:`pisa_d2.regions.ignore_inside`.
     """
     match = match_boxes(matcher, boxes, targets)
     if len(targets) == 0:
         classes = torch.full_like(match.objects, num_classes)
-        if has_own_rule(matcher):  # others ignore nothing here, as in Detectron2
+        if has_own_rule(matcher):  # other matchers ignore nothing here, as in Detectron2
             classes = classes.masked_fill(match.labels == -1, -1)
     else:
         classes = targets.gt_classes[match.objects]
@@ -72,14 +78,15 @@ def label_samples(
     indices: Tensor,
 ) -> Instances:
     """
-    The chosen proposals of an image with their classes and the ``gt_`` fields of their objects.
+    Select the chosen proposals of an image, and add their classes and the ``gt_`` fields of their
+    objects.
 
     Args:
-        proposals: those of an image, with any fields.
+        proposals: the proposals of the image, with any fields.
         candidates: the proposals, matched to ``targets``.
-        targets: its objects, whose ``gt_`` fields are handed to the proposals.
-        choice: among the proposals.
-        indices: those of ``choice``.
+        targets: the objects of the image, whose ``gt_`` fields are passed on to the proposals.
+        choice: the choice among the proposals.
+        indices: the indices of ``choice``.
     """
     samples = proposals[indices]
     samples.gt_classes = candidates.classes[indices]
@@ -88,7 +95,7 @@ def label_samples(
         of_positives = importance.new_ones(len(choice.positives))
         samples.set(IMPORTANCE_FIELD, torch.cat([of_positives, importance]))
     if len(targets) > 0:
-        # Every gt_ field of the target goes along, such as masks.
+        # Every gt_ field of the targets is passed on, such as masks.
         objects = candidates.objects[indices]
         for name, value in targets.get_fields().items():
             if name.startswith("gt_") and not samples.has(name):
@@ -98,12 +105,14 @@ def label_samples(
 
 def rows_of_images(indices: list[Tensor], sizes: list[int]) -> Tensor:
     """
+    Turn indices in each image into indices among the rows of all images.
+
     Args:
-        indices: int64, in each image.
-        sizes: how many the indices of each image choose from.
+        indices: int64, the indices in each image.
+        sizes: the number of rows of each image.
 
     Returns:
-        int64, the indices among all, image after image.
+        int64, the indices among all rows, image after image.
     """
     if not indices:
         return torch.zeros(0, dtype=torch.int64)

@@ -12,21 +12,22 @@ from ..samplers import Predictions
 
 T = TypeVar("T")
 
-# Boxes go through the head in parts whose pooled features take at most this: 10,000 at a time with
-# 256 x 7 x 7 float32 features (FPN), 600 with 1024 x 14 x 14 (C4).
+# Boxes go through the head in parts whose pooled features take at most this much memory: 10,000
+# boxes at a time with 256 x 7 x 7 float32 features (FPN), 600 with 1024 x 14 x 14 (C4).
 MAX_BYTES_AT_A_TIME = 2**29
-# On a CPU, what is made of logits is made of this many at a time, which fit its cache: with 1,203
+# On a CPU, logits are summarised in parts of this many numbers, which fit its cache: with 1,203
 # classes that takes half the time.
 MAX_CACHED_LOGITS = 2**21
-# Pooled features of all boxes are kept for the chosen ones up to this size, else pooled again.
+# Up to this size the pooled features of all boxes are kept; above it, those of the chosen boxes are
+# pooled again.
 MAX_BYTES_KEPT = 2**30
-# The output size of poolers that do not tell theirs.
+# The output size of poolers without an attribute that has it.
 _USUAL_SIZE = (7, 7)
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout, and without moving batch statistics; each part's mode comes back."""
+    """Switch off dropout and updates of batch statistics; restore the mode of each part after."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -38,14 +39,14 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 class BoxBranch(NamedTuple):
     """
-    The way from feature maps to the predictions for a box.
+    The modules from feature maps to the predictions for a box.
 
     Attributes:
         in_features: names of the feature maps.
         pooler: their ROIPooler.
-        head: the module that comes after it.
-        flatten: applied to the output of the head, if anything.
-        predictor: the box predictor, which ends in logits (R, K + 1) and deltas (R, 4 or K * 4).
+        head: the module after the pooler.
+        flatten: applied to the output of the head, None to leave it as it is.
+        predictor: the box predictor, which returns logits (R, K + 1) and deltas (R, 4 or K * 4).
     """
 
     in_features: list[str]
@@ -63,19 +64,19 @@ def predict_all(
     summarise: Callable[[tuple[Tensor, Tensor], slice], T],
 ) -> tuple[list[T], Tensor | None]:
     """
-    Take boxes through the box head in parts. Logits and deltas of many boxes and classes are large:
-    of each part, what is made of them is kept.
+    Take boxes through the box head in parts. Logits and deltas of many boxes and classes are large,
+    so only a summary of each part is kept.
 
     Args:
-        branch: of the box head.
+        branch: the modules of the box head.
         features: the feature maps of B images.
-        boxes: those of each image, R in all.
-        summarise: is called with the logits and deltas of each part, on a CPU of parts of it, and
-            with the place among all boxes, image after image.
+        boxes: the boxes of each image, R in all.
+        summarise: called with the logits and deltas of each part (on a CPU, of smaller parts of
+            it), and with the place of these rows among all boxes, image after image.
 
     Returns:
-        What ``summarise`` gave for each part, and the pooled features of all boxes; None instead of
-        features that take more than ``MAX_BYTES_KEPT``.
+        The result of ``summarise`` for each part, and the pooled features of all boxes, or None if
+        these take more than ``MAX_BYTES_KEPT``.
     """
     height, width = getattr(branch.pooler, "output_size", _USUAL_SIZE)
     bytes_each = features[0].shape[1] * width * height * features[0].element_size()
@@ -93,17 +94,18 @@ def predict_all(
                 summaries.append(summarise(of_rows, slice(start + rows.start, start + rows.stop)))
             if keep:
                 kept.append(pooled)
-    # Under autocast, weights that were cast here are remembered without their graph.
+    # Autocast remembers the weights that were cast here, without their graph.
     torch.clear_autocast_cache()
     return summaries, _join(kept) if keep else None
 
 
 def split_predictions(parts: list[Predictions], sizes: list[int]) -> list[Predictions]:
     """
-    Predictions of each image, from those of parts of all candidates.
+    Join the predictions for parts of all candidates, and split them by image.
 
     Args:
-        sizes: number of candidates of each image.
+        parts: the predictions of each part.
+        sizes: the number of candidates in each image.
     """
     fields = {
         name: _join([getattr(part, name) for part in parts]).split(sizes) for name in vars(parts[0])
@@ -115,6 +117,7 @@ def split_predictions(parts: list[Predictions], sizes: list[int]) -> list[Predic
 
 
 def _rows_at_a_time(logits: Tensor) -> list[slice]:
+    """Return the rows to summarise at a time: all on a GPU, parts that fit the cache on a CPU."""
     num_rows, num_classes = logits.shape
     step = max(1, num_rows if logits.is_cuda else MAX_CACHED_LOGITS // num_classes)
     return [slice(i, min(i + step, num_rows)) for i in range(0, max(num_rows, 1), step)]
@@ -125,7 +128,7 @@ def _join(parts: list[Tensor]) -> Tensor:
 
 
 def _part(boxes: list[Boxes], start: int, end: int) -> list[Boxes]:
-    """Boxes ``start`` to ``end`` of all images' together, still apart by image."""
+    """Select boxes ``start`` to ``end`` of all images together; return them by image."""
     parts = []
     for boxes_per_image in boxes:
         parts.append(boxes_per_image[max(start, 0) : max(end, 0)])

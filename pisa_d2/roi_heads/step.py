@@ -9,8 +9,10 @@ from torch import Tensor
 @dataclass
 class PooledFeatures:
     """
+    Features of the samples of a step.
+
     Attributes:
-        boxes: the boxes of each image, the very objects that the pooler will be asked for.
+        boxes: the boxes of each image, the very objects that the pooler will be called with.
         values: floating (R, C, height, width), their features, pooled without gradient.
     """
 
@@ -21,11 +23,11 @@ class PooledFeatures:
 @dataclass
 class Step:
     """
-    Made when the heads are called in training, and dropped when they return.
+    State that lives from the call of the heads in training until they return.
 
     Attributes:
         features: the feature maps by name, for samplers that need predictions.
-        pooled: features of the samples, pooled on the way; None after they were used.
+        pooled: features of the samples, None before they are pooled and after they are used.
     """
 
     features: dict[str, Tensor]

@@ -230,7 +230,7 @@ def test_one_line_says_what_is_active(caplog):
         step(heads)
     (line,) = [r.getMessage() for r in caplog.records if "PISAHeads:" in r.getMessage()]
     assert "RandomSampler (positives) and RandomSampler (negatives); ISR-P, CARL." in line
-    assert "Takes the place of Own.label_and_sample_proposals" in line
+    assert "Replaces Own.label_and_sample_proposals" in line
 
 
 def test_the_stages_of_a_cascade_are_told_apart_in_that_line(caplog):

@@ -525,7 +525,7 @@ needs_sigmoid = pytest.mark.skipif(
 
 @needs_sigmoid
 def test_focal_loss_is_refused_with_sigmoid_cross_entropy():
-    with pytest.raises(ValueError, match="FOCAL_LOSS is of the softmax form"):
+    with pytest.raises(ValueError, match="FOCAL_LOSS needs the softmax"):
         build(focal_gamma=2.0, use_sigmoid_ce=True)
 
 

@@ -45,7 +45,7 @@ def inputs(num_objects=(3, 0, 4)):
 
 
 def test_the_mixin_on_the_right_is_refused_when_the_class_is_made():
-    with pytest.raises(TypeError, match="WrongWay: PISAMixin has to stand to the left"):
+    with pytest.raises(TypeError, match="WrongWay: PISAMixin must come before the ROI heads"):
 
         class WrongWay(StandardROIHeads, PISAMixin):
             pass
@@ -55,7 +55,7 @@ def test_heads_that_extend_none_of_the_three_are_refused():
     class Plain(PISAMixin, ROIHeads):
         pass
 
-    match = "Plain has to extend StandardROIHeads, Res5ROIHeads or CascadeROIHeads"
+    match = "Plain must extend StandardROIHeads, Res5ROIHeads or CascadeROIHeads"
     with pytest.raises(TypeError, match=match):
         make(Plain)
 
@@ -114,7 +114,9 @@ def test_heads_take_samplers_as_arguments_in_place_of_those_of_the_config():
     assert type(heads.sampler.positive) is RandomSampler
     heads = make(PISAROIHeads, sampler=OHEMSampler())
     assert "loss_carl" in heads(None, *inputs())[1]
-    with pytest.raises(ValueError, match="Give sampler, or positive_sampler and negative_sampler"):
+    with pytest.raises(
+        ValueError, match="Give either sampler, or positive_sampler and negative_sampler"
+    ):
         PISAROIHeads(**parts_of(sampler=OHEMSampler(), positive_sampler=HardSampler()))
 
 
