@@ -1,5 +1,5 @@
 """
-Which proposals a detector trains on.
+Samplers, which choose the proposals that a detector trains on.
 
 Shape shorthand in this package:
 

@@ -1,3 +1,5 @@
+"""Samplers that take equal shares from objects or from ranges of IoU, as in Libra R-CNN."""
+
 import math
 from typing import Any
 
@@ -13,15 +15,15 @@ from .together import Images, TogetherSampler
 
 
 def _draw_twice(num: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random numbers (num,) to rank candidates in groups by, and to order those of equal rank."""
+    """Draw numbers (num,) that rank candidates in their groups, and numbers that break ties."""
     return torch.rand(num, device=device), torch.rand(num, dtype=torch.float64, device=device)
 
 
 @PROPOSAL_SAMPLER_REGISTRY.register()
 class InstanceBalancedSampler(TogetherSampler):
     """
-    For positives: an equal share per object that has positives; unfilled shares are drawn at
-    random from the rest (Libra R-CNN, https://arxiv.org/abs/1904.02701).
+    Take an equal share of positives per object that has any; unfilled shares are drawn at random
+    from the rest (Libra R-CNN, https://arxiv.org/abs/1904.02701).
     """
 
     kinds = frozenset({POSITIVE})
@@ -31,7 +33,7 @@ class InstanceBalancedSampler(TogetherSampler):
 
     def order(self, candidates: Candidates, images: Images, *draws: Tensor) -> Tensor:
         layout = images.layout
-        # Objects count in their image.
+        # Objects are numbered in their image: make the numbers unique in the batch.
         objects = candidates.objects.add(layout.images, alpha=2**32)
         ranks = local_rank(draws[0], objects)
         num_objects = layout.counts(ranks == 0).clamp(min=1)
@@ -42,12 +44,12 @@ class InstanceBalancedSampler(TogetherSampler):
 @PROPOSAL_SAMPLER_REGISTRY.register()
 class IoUBalancedSampler(TogetherSampler):
     """
-    For negatives: the IoU that negatives reach, as the matcher says at each call, is cut into equal
-    bins, and each gives the same number (Libra R-CNN, https://arxiv.org/abs/1904.02701, section
-    3.1). Bins that are short of candidates are made up for at random from the rest.
+    Cut the negatives' range of IoU, which the matcher gives at each call, into equal bins, and take
+    the same number from each (Libra R-CNN, https://arxiv.org/abs/1904.02701, section 3.1). If a bin
+    has too few candidates, the others are drawn at random from the rest.
 
-    As in the authors' code, a fraction of the negatives can be set aside for those of an IoU below
-    a floor, where the bins then begin.
+    As in the authors' code, a fraction of the negatives can come from below a floor of IoU, where
+    the bins then begin.
     """
 
     kinds = frozenset({NEGATIVE})
@@ -59,13 +61,13 @@ class IoUBalancedSampler(TogetherSampler):
     ) -> None:
         """
         Args:
-            num_bins: at least 1.
-            floor_thresh: the IoU below which ``floor_fraction`` of the negatives are drawn; at 0,
-                from those that overlap nothing. Negative for no floor.
+            num_bins: number of bins, at least 1.
+            floor_thresh: the IoU below which ``floor_fraction`` of the negatives are drawn; 0 draws
+                them from boxes that overlap nothing. Negative for no floor.
             floor_fraction: in [0, 1].
 
         Raises:
-            SettingError: a value is out of its range.
+            SettingError: a value is out of range.
         """
         check_count("num_bins", num_bins, 1)
         check_range("floor_thresh", floor_thresh, -1, 1)
@@ -120,7 +122,7 @@ class IoUBalancedSampler(TogetherSampler):
         return 0 if self.floor_thresh < 0 else num - int(num * (1 - self.floor_fraction))
 
     def _range(self, images: Images) -> tuple[Any, Any]:
-        """From which to which IoU the bins reach: numbers, or tensors (N,)."""
+        """Return the lowest and the highest IoU of the bins: numbers, or tensors (N,)."""
         starts, ends = zip(*images.negative_ranges, strict=True)
         if self.floor_thresh >= 0:
             for end in ends:

@@ -1,4 +1,4 @@
-"""Samplers from a config."""
+"""Building samplers from a config."""
 
 import inspect
 from typing import Any
@@ -15,7 +15,7 @@ _ANY_KIND = ProposalSampler.kinds
 
 
 def _takes_cfg(cls: type) -> bool:
-    """Whether the constructor reads a config itself: those made of arguments take them by name."""
+    """Return whether the constructor takes a config: arguments of others are keyword-only."""
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return any(p.kind in by_position for p in inspect.signature(cls).parameters.values())
 
@@ -24,13 +24,15 @@ def build_proposal_sampler(
     cfg: CfgNode, kind: str, node: str = "MODEL.ROI_HEADS"
 ) -> ProposalSampler:
     """
+    Build the sampler that a config names for one kind.
+
     Args:
         kind: "POSITIVE_SAMPLER" or "NEGATIVE_SAMPLER".
-        node: the node of ``cfg`` that has it.
+        node: the node of ``cfg`` that contains it.
 
     Raises:
-        ValueError: its NAME is no registered one, or one of a sampler for the other kind; or a
-            setting of the sampler is out of its range.
+        ValueError: its NAME is not registered, or belongs to a sampler of the other kind; or a
+            setting of the sampler is out of range.
     """
     key = f"{node}.{kind}"
     settings = _find(cfg, key)
@@ -40,7 +42,7 @@ def build_proposal_sampler(
         raise SettingError(
             f"{key}.NAME",
             settings.NAME,
-            f"it does not choose {of_kind}s alone; those that do are {_samplers_of(of_kind)}",
+            f"it does not choose {of_kind}s alone; choose one of {_samplers_of(of_kind)}",
         )
     with naming_keys(f"{key}.{cls.settings}" if cls.settings else key):
         return cls(cfg) if _takes_cfg(cls) else cls(cfg, settings)
@@ -52,7 +54,7 @@ def build_batch_sampler(cfg: CfgNode) -> BatchSampler:
     ``NEGATIVE_SAMPLER`` name: a pair of samplers, or a :class:`BatchSampler` that both name.
 
     Raises:
-        ValueError: see :func:`build_proposal_sampler`; or one node alone names a BatchSampler.
+        ValueError: see :func:`build_proposal_sampler`; or only one node names a BatchSampler.
     """
     heads = cfg.MODEL.ROI_HEADS
     joint = heads.HARD_SAMPLER.JOINT

@@ -1,4 +1,4 @@
-"""Candidates for samplers, and their choices."""
+"""Candidates for samplers, and the choices among them."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -9,8 +9,8 @@ from torch import Tensor
 
 class Predictions:
     """
-    Predictions of the box head for the candidates under the current weights, without gradient:
-    those that a sampler needs. Reading another one is an AttributeError.
+    The box head's predictions for the candidates under the current weights, without gradient. Only
+    the predictions that a sampler needs exist; reading any other is an AttributeError.
 
     Attributes:
         cls_losses: floating (N,), classification losses.
@@ -43,17 +43,17 @@ class Predictions:
     def __getattr__(self, name: str) -> Tensor:
         if name in self.FIELDS:
             raise AttributeError(
-                f"The predictions have no {name}: no sampler names it in its needs_predictions."
+                f"The predictions have no {name}: add it to the sampler's needs_predictions."
             )
         raise AttributeError(name)
 
 
 def needed_predictions(needs: bool | Collection[str]) -> tuple[str, ...]:
     """
-    The names of the predictions that a sampler's ``needs_predictions`` asks for.
+    Return the names of the predictions in a sampler's ``needs_predictions``.
 
     Raises:
-        ValueError: one is none of ``Predictions.FIELDS``.
+        ValueError: a name is not in ``Predictions.FIELDS``.
     """
     names = Predictions.FIELDS if needs is True else needs or ()
     if isinstance(names, str) or not set(names) <= set(Predictions.FIELDS):
@@ -66,16 +66,17 @@ def needed_predictions(needs: bool | Collection[str]) -> tuple[str, ...]:
 
 class Candidates:
     """
-    The proposals of one image, matched to its objects; or the positives, or the negatives, among
-    them, which is what a sampler gets.
+    The proposals of one image, matched to its objects. A :class:`ProposalSampler` gets only the
+    positives or only the negatives of them.
 
     Attributes:
         boxes: floating (N, 4), XYXY in pixels.
-        ious: floating (N,), IoU with the matched object; 0 where the image has none.
-        objects: int64 (N,), index in the image of the matched object; 0 where the image has none.
+        ious: floating (N,), IoU with the matched object; 0 in an image without objects.
+        objects: int64 (N,), index of the matched object in the image; 0 in an image without
+            objects.
         classes: int64 (N,), its class; the number of classes for negatives, -1 for ignored ones.
-        predictions: the :class:`Predictions` that samplers need, None where they need none.
-        negative_range: from which to which IoU negatives reach, see
+        predictions: the :class:`Predictions` that samplers need, None if they need none.
+        negative_range: the lowest and the highest IoU of negatives, see
             :class:`pisa_d2.matcher.Match`.
     """
 
@@ -83,7 +84,7 @@ class Candidates:
     ious: Tensor
     objects: Tensor
     classes: Tensor
-    predictions: Any  # Predictions where a sampler needs them
+    predictions: Any  # Predictions if a sampler needs them
     negative_range: tuple[float, float]
 
     def __init__(
@@ -111,7 +112,7 @@ class Candidates:
 
     def select(self, rows: Tensor) -> "Candidates":
         """
-        Some of them.
+        Select some of the candidates.
 
         Args:
             rows: int64, their indices.
@@ -119,19 +120,20 @@ class Candidates:
         return _Selected(self, rows)
 
     def with_predictions(self, predictions: Predictions) -> "Candidates":
+        """Return the same candidates with predictions."""
         return Candidates(
             self.boxes, self.ious, self.objects, self.classes, predictions, self.negative_range
         )
 
 
 class _Lazy:
-    """Makes each attribute when it is first asked for: most samplers read one or two."""
+    """Make each attribute on its first use, since most samplers read one or two."""
 
     def __init__(self, make: Callable[[str], Any]) -> None:
         self._make = make
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # copying and pickling ask before there is anything to make
+        if name.startswith("_"):  # copying and pickling look before __init__ has run
             raise AttributeError(name)
         values = self._make(name)
         setattr(self, name, values)
@@ -160,7 +162,7 @@ class _Selected(_Lazy, Candidates):
 
 
 class Joined(_Lazy, Candidates):
-    """The candidates of several images, one image after another; objects count in their image."""
+    """The candidates of several images, image after image; objects keep their number per image."""
 
     def __init__(self, batch: Sequence[Candidates]) -> None:
         """
@@ -170,7 +172,7 @@ class Joined(_Lazy, Candidates):
 
         def join(name: str) -> Tensor:
             if name == "negative_range":
-                raise AttributeError(f"{name} is of each image by itself: see Images.")
+                raise AttributeError(f"{name} differs between images: see Images.")
             return torch.cat([getattr(candidates, name) for candidates in batch])
 
         _Lazy.__init__(self, join)
@@ -191,8 +193,10 @@ class Joined(_Lazy, Candidates):
 
 class Quota(NamedTuple):
     """
+    The number of samples to choose.
+
     Attributes:
-        num_per_image: number of samples per image, at most.
+        num_per_image: the largest number of samples per image.
         positive_fraction: the largest share of positives among them, in [0, 1].
         num_classes: number of foreground classes K, which is the class of negatives.
     """
@@ -209,7 +213,7 @@ class Choice(NamedTuple):
     Attributes:
         positives, negatives: int64, indices of the chosen candidates.
         negative_importance: float, see :func:`pisa_d2.reweighting.importance`, of the chosen
-            negatives, where their sampler ranked them; None where ISR-N has to.
+            negatives if their sampler ranked them; None to let ISR-N rank them.
     """
 
     positives: Tensor
@@ -218,10 +222,10 @@ class Choice(NamedTuple):
 
     @property
     def indices(self) -> Tensor:
-        """Indices of both, the positives first."""
+        """Return the indices of both kinds, the positives first."""
         return torch.cat([self.positives, self.negatives])
 
 
 def is_positive(classes: Tensor, num_classes: int) -> Tensor:
-    """Neither ignored (-1) nor background (``num_classes``)."""
+    """Return which candidates are neither ignored (-1) nor background (``num_classes``)."""
     return (classes >= 0) & (classes < num_classes)

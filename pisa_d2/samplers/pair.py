@@ -1,4 +1,4 @@
-"""What chooses positives by one sampler and negatives by another."""
+"""A sampler of batches that takes positives from one sampler and negatives from another."""
 
 import torch
 from detectron2.layers import nonzero_tuple
@@ -15,8 +15,8 @@ from .together import Images, TogetherSampler, chooses_together
 
 class PairSampler(BatchSampler):
     """
-    Samples each image by itself, as Detectron2 does: positives up to their fraction by one sampler,
-    then negatives up to the number of samples by another.
+    Sample each image by itself, as Detectron2 does: positives up to their fraction with one
+    sampler, then negatives up to the number of samples with another.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class PairSampler(BatchSampler):
         """
         Args:
             positive, negative: the samplers.
-            max_negatives_per_positive: how many negatives are chosen at most, of an image, for each
-                chosen positive, or for one where there is none; above 0, None for no limit.
+            max_negatives_per_positive: the largest number of negatives per chosen positive in an
+                image, where no positive counts as one; above 0, None for no limit.
 
         Raises:
-            ValueError: a sampler does not serve the kind that it is given for, or asks for
-                predictions that there are not; or the limit is not above 0.
+            ValueError: a sampler does not choose the kind that it is given for, or needs
+                predictions that do not exist; or the limit is not above 0.
         """
         if max_negatives_per_positive is not None:
             check_positive("max_negatives_per_positive", max_negatives_per_positive)
@@ -71,7 +71,7 @@ class PairSampler(BatchSampler):
                 (self.positive, self.negative), masks, counts, strict=True
             )
         )
-        # Random numbers come in the sequence in which Detectron2 draws them.
+        # In the order in which Detectron2 draws its random numbers.
         for image in range(len(batch)):
             num = positives.take(image, int(quota.num_per_image * quota.positive_fraction))
             negatives.take(image, self._most_negatives(quota.num_per_image - num, num))
@@ -85,7 +85,7 @@ class PairSampler(BatchSampler):
 
 
 class _OneByOne:
-    """A sampler at work on the positives, or the negatives, of one image after another."""
+    """A sampler that chooses among the positives or the negatives of one image after another."""
 
     def __init__(self, sampler: ProposalSampler, of_images: list[Candidates], rows: list[Tensor]):
         self._sampler, self._of_images, self._rows = sampler, of_images, rows
@@ -93,7 +93,7 @@ class _OneByOne:
         self._importance: list[Tensor | None] = []
 
     def take(self, image: int, num: int) -> int:
-        """Choose up to ``num`` candidates of the next image; returns how many."""
+        """Choose up to ``num`` candidates of the next image, and return how many."""
         candidates = self._of_images[image]
         chosen = self._sampler(candidates, num)
         ranks = self._sampler.ranks(candidates, chosen, num)
@@ -102,16 +102,16 @@ class _OneByOne:
         return len(chosen)
 
     def rows(self) -> list[Tensor]:
-        """int64, the indices of the chosen in each image."""
+        """Return the indices of the chosen in each image, int64."""
         return self._chosen
 
     def importance(self) -> list[Tensor | None]:
-        """See :class:`Choice`."""
+        """Return the importance of the chosen in each image, see :class:`Choice`."""
         return self._importance
 
 
 class _Together:
-    """The same, in all images at once."""
+    """The same as :class:`_OneByOne`, in all images at once."""
 
     def __init__(
         self, sampler: TogetherSampler, candidates: Candidates, images: Images, rows: Tensor
@@ -152,10 +152,12 @@ def _turn_of(
     counts: list[int],
 ) -> _OneByOne | _Together:
     """
+    Set a sampler to work on one kind of candidates.
+
     Args:
-        chosen_from: int64, the indices in ``joined`` of the candidates of a kind.
-        positions: int64, the index in its image of each of ``joined``.
-        counts: how many of the kind each image has.
+        chosen_from: int64, the indices in ``joined`` of the candidates of this kind.
+        positions: int64, the index in its image of each candidate of ``joined``.
+        counts: the number of candidates of this kind in each image.
     """
     rows = gather_rows(positions, chosen_from)
     if isinstance(sampler, TogetherSampler) and chooses_together(sampler):
@@ -168,5 +170,5 @@ def _turn_of(
 
 
 def _importance(ranks: Tensor, n_max: Tensor) -> Tensor:
-    # The number is 0 where none is to be chosen.
+    # n_max is 0 if no candidate is to be chosen.
     return importance(ranks, n_max.clamp(min=1))

@@ -1,4 +1,4 @@
-"""Samplers that go by the box head's predictions for the candidates under the current weights."""
+"""Samplers that choose by the box head's predictions under the current weights."""
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -17,8 +17,8 @@ from .together import Images, TogetherSampler
 @PROPOSAL_SAMPLER_REGISTRY.register()
 class HardSampler(TogetherSampler):
     """
-    Online hard example mining (https://arxiv.org/abs/1604.03540), for positives or negatives: those
-    of the highest classification loss. See :class:`OHEMSampler` for the method as published.
+    Choose the positives or the negatives with the highest classification loss (online hard example
+    mining, https://arxiv.org/abs/1604.03540). :class:`OHEMSampler` is the method as published.
     """
 
     needs_predictions = ("cls_losses",)
@@ -30,10 +30,10 @@ class HardSampler(TogetherSampler):
 @PROPOSAL_SAMPLER_REGISTRY.register()
 class OHEMSampler(BatchSampler):
     """
-    Online hard example mining as published (https://arxiv.org/abs/1604.03540): the samples of the
-    highest classification and box loss in the whole batch, whether positive or negative, after NMS
-    by that loss in each image and class. NaN is the highest loss. The fraction of positives is
-    ignored, and fewer samples are chosen where NMS leaves fewer.
+    Choose the samples with the highest sum of classification and box loss in the whole batch,
+    positive or negative, after NMS by that loss in each image and class (online hard example
+    mining as published, https://arxiv.org/abs/1604.03540). NaN is the highest loss. The fraction of
+    positives is ignored, and fewer samples are chosen if NMS leaves fewer.
     """
 
     needs_predictions = ("cls_losses", "box_losses")
@@ -42,11 +42,11 @@ class OHEMSampler(BatchSampler):
     def __init__(self, *, nms_thresh: float = 0.7) -> None:
         """
         Args:
-            nms_thresh: proposals of an image and class that overlap by more than this IoU give one
-                sample, the hardest. In [0, 1].
+            nms_thresh: of proposals in the same image and class that overlap by more than this IoU,
+                only the hardest can be chosen. In [0, 1].
 
         Raises:
-            SettingError: it is out of its range.
+            SettingError: ``nms_thresh`` is out of range.
         """
         check_range("nms_thresh", nms_thresh, 0, 1)
         self.nms_thresh = nms_thresh
@@ -69,14 +69,15 @@ class OHEMSampler(BatchSampler):
         return [Choice(*rows) for rows in zip(*kinds, strict=True)]
 
     def _hardest(self, candidates: Candidates, layout: ImageLayout, num: int) -> Tensor:
-        """bool (N,), true for the chosen."""
+        """Return which candidates are chosen, bool (N,)."""
         predictions, classes = candidates.predictions, candidates.classes
         losses = predictions.cls_losses + predictions.box_losses
-        # NaN first: last, the positives of broken deltas would give way to negatives unnoticed.
+        # NaN is the highest loss: as the lowest it would leave out positives with broken deltas,
+        # and hide the fault.
         losses = losses.masked_fill(losses.isnan(), float("inf"))
         heads = groups_in_images(candidates.boxes, losses, layout, self.nms_thresh, classes)
         eligible = (heads == layout.positions) & (classes >= 0)
-        # A sort of its own: no value can be lower than all losses.
+        # Ineligible ones are sorted last in a second step: no value is lower than all losses.
         hardest = refine_order(descending_order(losses), (~eligible).long())[:num]
         return torch.zeros_like(eligible).index_fill(0, hardest, True) & eligible
 
@@ -84,8 +85,8 @@ class OHEMSampler(BatchSampler):
 @PROPOSAL_SAMPLER_REGISTRY.register()
 class IoUHLRSampler(TogetherSampler):
     """
-    For positives: the prime samples (https://arxiv.org/abs/1904.04821), those of the lowest
-    IoU-HLR in the image, ranked in each class as ISR-P does; at equal rank the higher IoU.
+    Choose the prime positives (https://arxiv.org/abs/1904.04821): the lowest IoU-HLR in the image,
+    ranked in each class as in ISR-P; at equal rank the higher IoU.
     """
 
     kinds = frozenset({POSITIVE})
@@ -101,8 +102,8 @@ class IoUHLRSampler(TogetherSampler):
 @PROPOSAL_SAMPLER_REGISTRY.register()
 class ScoreHLRSampler(TogetherSampler):
     """
-    For negatives: those of the lowest Score-HLR in the image (https://arxiv.org/abs/1904.04821),
-    among those scored above a threshold; the remainder at random.
+    Choose the prime negatives (https://arxiv.org/abs/1904.04821): the lowest Score-HLR in the image
+    among negatives scored above a threshold; the rest at random.
     """
 
     kinds = frozenset({NEGATIVE})
@@ -117,7 +118,7 @@ class ScoreHLRSampler(TogetherSampler):
             score_thresh: candidates scored above it are ranked, in [0, 1].
 
         Raises:
-            SettingError: a value is out of its range.
+            SettingError: a value is out of range.
         """
         check_range("nms_thresh", nms_thresh, 0, 1)
         check_range("score_thresh", score_thresh, 0, 1)
@@ -139,11 +140,11 @@ class ScoreHLRSampler(TogetherSampler):
         self, candidates: Candidates, images: Images
     ) -> tuple[Tensor, Tensor] | None:
         """
-        The Score-HLR, divided by the larger of the number to choose and that of ranked candidates;
-        candidates drawn at random have the last rank.
+        Return the Score-HLR, and as its divisor the number to choose or the number of ranked
+        candidates, whichever is larger. Candidates drawn at random have the last rank.
         """
         layout = images.layout
-        # In an image, candidates come in the sequence of their ranks, then the random ones.
+        # In each image, candidates are in the order of their ranks; the random ones come last.
         num_ranked = layout.counts(candidates.predictions.scores > self.score_thresh)
         last = (num_ranked - 1).clamp(min=0)
         n_max = num_ranked.maximum(images.nums_on_device)

@@ -1,4 +1,4 @@
-"""Samplers of one kind, and those of a whole batch."""
+"""Base classes of samplers for one kind and for a whole batch, and the random sampler."""
 
 from typing import Any, ClassVar
 
@@ -19,8 +19,8 @@ A registered class is one of
 * a :class:`ProposalSampler`, for the positives or the negatives of each image;
 * a :class:`BatchSampler`, for both kinds of all images together: both nodes name it.
 
-It is called with ``cfg`` and the node that names it, and translates them in ``from_config``; or
-with ``cfg`` alone, if its constructor takes that as a positional argument.
+It is called with ``cfg`` and the node that names it, and translates them in ``from_config``. If its
+constructor takes ``cfg`` as a positional argument, it is called with ``cfg`` alone.
 """
 
 POSITIVE, NEGATIVE = "positive", "negative"
@@ -28,15 +28,15 @@ POSITIVE, NEGATIVE = "positive", "negative"
 
 class ProposalSampler:
     """
-    Base class of samplers that choose among the positives, or the negatives, of one image.
+    Base class of samplers that choose among the positives or the negatives of one image.
 
     Attributes:
-        kinds: the kinds that it serves, "positive" or "negative" or both.
+        kinds: the kinds that it can choose, "positive" or "negative" or both.
         needs_predictions: names of the :class:`Predictions` that ``candidates.predictions`` must
             have, or True for all of them. They cost one pass of the box head over all proposals per
             step, which all samplers share.
-        settings: the node, in the one that names the sampler, that has its settings: each key is
-            an argument of the constructor in capitals. Empty if it has none.
+        settings: the name of the node with its settings, next to the NAME of the sampler. Each key
+            is an argument of the constructor in capitals. Empty for a sampler without settings.
     """
 
     kinds: ClassVar[frozenset[str]] = frozenset({POSITIVE, NEGATIVE})
@@ -50,6 +50,8 @@ class ProposalSampler:
     @classmethod
     def from_config(cls, cfg: CfgNode, node: CfgNode | None = None) -> dict[str, Any]:
         """
+        Translate the settings in a config into arguments of the constructor.
+
         Args:
             cfg: the whole config.
             node: the node that names the sampler; ``MODEL.ROI_HEADS.NEGATIVE_SAMPLER`` by default.
@@ -61,12 +63,14 @@ class ProposalSampler:
 
     def __call__(self, candidates: Candidates, num: int) -> Tensor:
         """
+        Choose candidates.
+
         Args:
-            candidates: N of them, any number.
-            num: how many to choose.
+            candidates: N candidates; N may be 0.
+            num: the number to choose.
 
         Returns:
-            int64, min(N, num) different indices in [0, N), in any sequence.
+            int64, min(N, num) different indices in [0, N), in any order.
         """
         raise NotImplementedError
 
@@ -74,15 +78,15 @@ class ProposalSampler:
         self, candidates: Candidates, chosen: Tensor, num: int
     ) -> tuple[Tensor, Tensor] | None:
         """
-        The ranks by which the sampler chose negatives, for ISR-N to weigh them by.
+        Return the ranks by which the sampler chose negatives, which ISR-N then weights them by.
 
         Args:
-            candidates, num: as in the call.
-            chosen: what it returned.
+            candidates, num: the arguments of the call.
+            chosen: the result of the call.
 
         Returns:
-            int64, the rank of each of the chosen, and the number () that ranks are divided by.
-            None if there are none: ISR-N then ranks the chosen among themselves.
+            int64, the rank of each chosen negative, and the number () that ranks are divided by.
+            None if the sampler does not rank: ISR-N then ranks the chosen among themselves.
         """
         return None
 
@@ -99,12 +103,14 @@ class BatchSampler:
 
     def __call__(self, batch: list[Candidates], quota: Quota) -> list[Choice]:
         """
+        Choose the samples of a batch.
+
         Args:
-            batch: all proposals of each image, of class -1 where they are ignored.
-            quota: how many to choose.
+            batch: all proposals of each image; ignored ones have class -1.
+            quota: the number of samples to choose.
 
         Returns:
-            The choice of each image.
+            The choice for each image.
         """
         raise NotImplementedError
 
@@ -114,7 +120,7 @@ class BatchSampler:
 
 @PROPOSAL_SAMPLER_REGISTRY.register()
 class RandomSampler(ProposalSampler):
-    """Each candidate is as likely as any other: stock Detectron2's sampling, draw for draw."""
+    """Choose any candidate with equal probability, with the same draws as stock Detectron2."""
 
     def __call__(self, candidates: Candidates, num: int) -> Tensor:
         return torch.randperm(len(candidates), device=candidates.device)[:num]

@@ -1,4 +1,4 @@
-"""Samplers that put the candidates of all images in order in one go."""
+"""Samplers that sort the candidates of all images at once."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ from .sampler import ProposalSampler
 
 class Images(NamedTuple):
     """
-    The images whose candidates are put in order.
+    The images whose candidates are sorted.
 
     Attributes:
-        layout: of their candidates.
-        nums: how many to choose in each image.
-        negative_ranges: of each image, see :class:`Candidates`.
+        layout: the layout of their candidates.
+        nums: the number to choose in each image.
+        negative_ranges: the ranges of the images, see :class:`Candidates`.
     """
 
     layout: ImageLayout
@@ -28,56 +28,61 @@ class Images(NamedTuple):
 
     @property
     def nums_on_device(self) -> Tensor:
-        """``nums``, int64 (B,)."""
+        """Return ``nums`` as a tensor, int64 (B,)."""
         return repeated(self.nums, [1] * len(self.nums), self.layout.device)
 
     def repeat(self, numbers: list[int]) -> Tensor:
-        """int64 (N,), for each candidate the number, at least 0, of its image."""
+        """Give each candidate the number of its image, at least 0: int64 (N,)."""
         return repeated(numbers, self.layout.num_samples, self.layout.device)
 
     def spread(self, values: Sequence[float | Tensor]) -> float | Tensor:
-        """For each candidate (N,) the value of its image; the value itself if all are the same."""
+        """Give each candidate the value of its image, (N,); one number if all are the same."""
         if not any(isinstance(value, Tensor) for value in values) and len(set(values)) == 1:
             return values[0]
         of_images = [torch.as_tensor(value, device=self.layout.device) for value in values]
         return torch.stack(of_images)[self.layout.images]
 
     def order(self, order: Tensor) -> Tensor:
-        """An order (N,) of all candidates, brought into the sequence of the images."""
+        """Sort an order (N,) of all candidates by image, and keep the order within each image."""
         return refine_order(order, self.layout.images)
 
     def lowest_first(self, ranks: Tensor, ties: Tensor) -> Tensor:
         """
-        The order (N,) of rising rank in each image.
+        Sort candidates by rising rank in each image.
 
         Args:
-            ties: float64 (N,), in [0, 1), which decide between equal ranks; a draw of their own,
-                since reusing others would favour leftovers of small groups. In float64 they
-                survive being added to a large rank.
+            ranks: integer (N,).
+            ties: float64 (N,), in [0, 1), which decide between equal ranks. They must be a fresh
+                draw: reusing the draw of the ranks would favour leftovers of small groups. In
+                float64 they survive being added to a large rank.
+
+        Returns:
+            int64 (N,), the indices of the candidates in this order.
         """
         return self.order((ranks + ties).argsort())
 
 
 class TogetherSampler(ProposalSampler):
     """
-    Base class of samplers that put the candidates of all images in order in one go, which takes a
-    GPU a fraction of the operators. What they choose in an image does not depend on the others.
+    Base class of samplers that sort the candidates of all images at once, which takes a fraction of
+    the operators on a GPU. The choice in an image does not depend on the other images.
     """
 
     def draw(self, num: int, device: torch.device) -> tuple[Tensor, ...]:
-        """Random numbers (num,) for the candidates of an image, drawn image after image."""
+        """Draw random numbers (num,) for the candidates of one image; called image after image."""
         return ()
 
     def order(self, candidates: Candidates, images: Images, *draws: Tensor) -> Tensor:
         """
+        Sort candidates, so that the first ones of each image are chosen.
+
         Args:
             candidates: N in all, the positives or the negatives of each image, image after image.
-            images: theirs.
-            draws: (N,), what :meth:`draw` gave for each image, put together.
+            images: the images of the candidates.
+            draws: (N,), the results of :meth:`draw` for each image, concatenated.
 
         Returns:
-            int64 (N,), indices of all candidates, image after image; in each image, the first
-            are chosen.
+            int64 (N,), indices of all candidates, image after image.
         """
         raise NotImplementedError
 
@@ -85,8 +90,8 @@ class TogetherSampler(ProposalSampler):
         self, candidates: Candidates, images: Images
     ) -> tuple[Tensor, Tensor] | None:
         """
-        As :meth:`ranks`, of all images: int64 (N,), ranks in the sequence of :meth:`order`, and
-        int64 (B,), what those of each image are divided by.
+        Return what :meth:`ranks` returns, for all images: int64 (N,), ranks in the order of
+        :meth:`order`, and int64 (B,), the number that ranks in each image are divided by.
         """
         return None
 
@@ -108,7 +113,7 @@ def _one_image(candidates: Candidates, num: int) -> Images:
 
 
 def chooses_together(sampler: ProposalSampler) -> bool:
-    """Whether a sampler goes by its order alone, and no subclass by a call of its own."""
+    """Return whether a sampler chooses by its order, and no subclass overrides the call."""
     return isinstance(sampler, TogetherSampler) and all(
         getattr(type(sampler), name) is getattr(TogetherSampler, name)
         for name in ("__call__", "ranks")

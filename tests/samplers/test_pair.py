@@ -135,7 +135,7 @@ def test_predictions_that_nobody_asked_for_are_an_error():
     candidates.predictions = Predictions(scores=torch.rand(10))
     for some in (candidates, candidates.select(torch.arange(3)), Joined([candidates] * 2)):
         assert some.predictions.scores.ndim == 1
-        with pytest.raises(AttributeError, match="no boxes: no sampler names it"):
+        with pytest.raises(AttributeError, match="no boxes: add it to the sampler"):
             _ = some.predictions.boxes
 
 
