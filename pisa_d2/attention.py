@@ -27,15 +27,15 @@ from .settings import CARL, ISR, NegativeISR
 @dataclass(frozen=True)
 class Positives:
     """
-    The positives of a batch; boxes are XYXY in pixels.
+    The positives of a batch. Boxes are XYXY in pixels.
 
     Attributes:
         boxes: floating (P, 4), the proposals, anchors or default boxes.
         gt_boxes: floating (P, 4), the boxes of the matched objects.
-        objects: int64 (P,), the matched object, unique over the batch; read by ISR-P alone.
+        objects: int64 (P,), the matched object, unique in the batch; only ISR-P reads it.
         classes: int64 (P,), its class.
-        deltas: floating (P, 4), predicted for that class.
-        probs: floating (P,), predicted probability of that class, with gradient.
+        deltas: floating (P, 4), predicted for this class.
+        probs: floating (P,), predicted probability of this class, with gradient.
         cls_losses, box_losses: floating (P,), with gradient.
     """
 
@@ -52,23 +52,23 @@ class Positives:
 @dataclass(frozen=True)
 class Samples:
     """
-    The sampled proposals of a batch, image after image; boxes are XYXY in pixels.
+    The sampled proposals of a batch, image after image. Boxes are XYXY in pixels.
 
     Attributes:
-        layout: of the images.
+        layout: the layout of the images.
         boxes: floating (R, 4), the proposals.
-        gt_boxes: floating (R, 4), the boxes of the matched objects; any for negatives.
-        objects: int64 (R,), the matched object, unique over the batch; any for negatives.
+        gt_boxes: floating (R, 4), the boxes of the matched objects; any boxes for negatives.
+        objects: int64 (R,), the matched object, unique in the batch; any number for negatives.
         classes: int64 (R,), its class, from 0; any other number for negatives.
         deltas: floating (R, 4), predicted for the class of a positive, and for the highest-scored
             class of a negative.
         cls_losses: floating (R,).
         positives: int64 (P,), the indices of positives.
         negative: bool (R,).
-        scores: floating (R,), highest foreground probability; read by ISR-N alone.
-        ranked: bool (R,), the negatives that ISR-N ranks; read by it alone.
+        scores: floating (R,), highest foreground probability; only ISR-N reads it.
+        ranked: bool (R,), the negatives that ISR-N ranks; only ISR-N reads it.
         negative_importance: float (R,), see :func:`pisa_d2.reweighting.importance`, of negatives
-            that their sampler ranked; None where ISR-N ranks them.
+            that their sampler ranked; None to let ISR-N rank them.
     """
 
     layout: ImageLayout
@@ -94,15 +94,15 @@ def isr_weights(
     box2box_transform: Box2BoxTransform,
 ) -> Tensor:
     """
-    Weights of all samples' classification losses, which are ranked in one pass: positives by the
-    IoU of their regressed boxes in each class, negatives by their score in each image.
+    Compute the weights of all samples' classification losses. One pass ranks positives by the IoU
+    of their regressed boxes in each class, and negatives by their score in each image.
 
     Args:
-        positives: those among the samples.
+        positives: the positives among the samples.
 
     Returns:
-        (R,), keeping the sum of the losses of positives and of negatives; 1 for a kind that is not
-        weighted, and for samples of neither kind.
+        (R,), weights that keep the sum of the losses of positives and of negatives; 1 for a kind
+        that is not weighted, and for samples of neither kind.
     """
     if len(samples.cls_losses) == 0:
         return torch.ones_like(samples.cls_losses)
@@ -132,7 +132,7 @@ def isr_weights(
 
 def rank_samples(samples: Samples, boxes: Tensor, ious: Tensor, nms_thresh: float | None) -> Tensor:
     """
-    IoU-HLR of positives in each class, and Score-HLR of negatives in each image.
+    Rank positives by IoU-HLR in each class, and negatives by Score-HLR in each image.
 
     Args:
         boxes: floating (R, 4), the regressed boxes.
@@ -140,8 +140,8 @@ def rank_samples(samples: Samples, boxes: Tensor, ious: Tensor, nms_thresh: floa
         nms_thresh: IoU above which boxes of negatives form a group; None to leave negatives out.
 
     Returns:
-        int64 (R,); without a meaning for what has no rank: negatives that are left out, whose
-        score is too low, or that their sampler ranked.
+        int64 (R,); meaningless for samples without a rank: negatives that are left out, score too
+        low, or were ranked by their sampler.
     """
     values, groups, partitions = ious, samples.objects, samples.classes
     if nms_thresh is not None and samples.negative_importance is None:
@@ -149,13 +149,13 @@ def rank_samples(samples: Samples, boxes: Tensor, ious: Tensor, nms_thresh: floa
         clusters = groups_of_eligible(boxes, scores, ranked, samples.layout, nms_thresh)
         values = torch.where(negative, scores, values)
         groups = torch.where(negative, clusters, groups)
-        # Images are partitions too, of numbers that are no class.
+        # Images are partitions too, with numbers that no class has.
         partitions = torch.where(ranked, -2 - samples.layout.images, partitions)
     return hierarchical_local_rank(values, groups, partitions)
 
 
 def _weights_of_negatives(isr_n: NegativeISR, samples: Samples, ranks: Tensor) -> Tensor:
-    """(R,), without a meaning for other samples."""
+    """Weight the negatives: (R,), meaningless for other samples."""
     negative, ranked, layout = samples.negative, samples.ranked, samples.layout
     of_negatives = samples.negative_importance
     if of_negatives is None:
@@ -171,10 +171,10 @@ def _weights_of_negatives(isr_n: NegativeISR, samples: Samples, ranks: Tensor) -
 @torch.no_grad()
 def isr_p_weights(isr: ISR, positives: Positives, box2box_transform: Box2BoxTransform) -> Tensor:
     """
-    Weights of the positives' classification losses by the IoU of their regressed boxes.
+    Weight the positives' classification losses by the IoU of their regressed boxes.
 
     Returns:
-        (P,), keeping the sum of the losses.
+        (P,), weights that keep the sum of the losses.
     """
     boxes = box2box_transform.apply_deltas(positives.deltas, positives.boxes)
     ious = box_iou(boxes, positives.gt_boxes)
@@ -193,8 +193,10 @@ def isr_p_weights(isr: ISR, positives: Positives, box2box_transform: Box2BoxTran
 
 def carl_loss(carl: CARL, positives: Positives) -> Tensor:
     """
+    Compute the classification-aware regression loss.
+
     Returns:
-        (), the classification-aware regression loss summed over the positives.
+        (), the sum over the positives.
     """
     weights = carl_weights(positives.probs, carl.gamma, carl.beta)
     loss = (weights * positives.box_losses).sum()

@@ -1,3 +1,5 @@
+"""Box losses before they are summed, Detectron2's and balanced L1."""
+
 import math
 from dataclasses import astuple
 
@@ -20,24 +22,25 @@ def balanced_l1_loss(
     input: Tensor, target: Tensor, alpha: float, gamma: float, beta: float
 ) -> Tensor:
     """
-    Balanced L1 of Libra R-CNN (https://arxiv.org/abs/1904.02701), elementwise. Of the error
-    ``x = |input - target|`` it has the gradient::
+    Compute balanced L1 of Libra R-CNN (https://arxiv.org/abs/1904.02701), elementwise. For the
+    error ``x = |input - target|`` its gradient is::
 
         alpha ln(b x / beta + 1)  for x < beta,   gamma  from there on,
 
     with b such that the two meet: ``alpha ln(b + 1) = gamma``. So errors below beta weigh more than
-    in smooth L1, and none more than gamma. The loss is 0 without an error, and its integral::
+    in smooth L1, and no error weighs more than gamma. The loss is 0 without an error; above 0 it is
+    the integral of the gradient::
 
         alpha / b (b x + beta) ln(b x / beta + 1) - alpha x,   gamma x + gamma beta / b - alpha beta
 
     Args:
-        input, target: floating, of one shape.
-        alpha: above 0; how fast the gradient rises with small errors.
-        gamma: above 0; the gradient of large errors.
-        beta: above 0, in units of the input; where large errors begin.
+        input, target: floating, of the same shape.
+        alpha: above 0, scales the gradient of small errors.
+        gamma: above 0, the gradient of large errors.
+        beta: above 0, in units of the input, the error from which the gradient is constant.
 
     Returns:
-        Of the same shape, float32 at least.
+        The same shape, at least float32.
     """
     b = math.expm1(gamma / alpha)
     errors = at_least_float32(input - target).abs()
@@ -58,20 +61,20 @@ def box_regression_losses(
     balanced_l1: BalancedL1 | None = None,
 ) -> Tensor:
     """
-    Detectron2's box loss, or balanced L1, before it is summed, one number a box.
+    Compute Detectron2's box loss, or balanced L1, before the sum over boxes.
 
     Args:
-        pred_deltas: floating (N, 4); class-specific ones are those of the ground-truth class.
+        pred_deltas: floating (N, 4); if they are class-specific, for the ground-truth class.
         boxes: floating (N, 4), the proposals or anchors that the deltas move, XYXY in pixels.
         gt_boxes: floating (N, 4), the boxes of their objects.
         loss_type: "smooth_l1" or "balanced_l1" (on deltas, summed over the four), "giou", "diou"
             or "ciou" (on decoded boxes).
-        smooth_l1_beta: where smooth L1, or balanced L1, becomes linear, in deltas; above 0 for the
-            latter.
-        balanced_l1: settings of balanced L1, None for the published ones.
+        smooth_l1_beta: the error in deltas from which smooth L1 or balanced L1 is linear; above 0
+            for balanced L1.
+        balanced_l1: settings of balanced L1, None for the published settings.
 
     Returns:
-        (N,)
+        (N,), one loss per box.
 
     Raises:
         ValueError: ``loss_type`` is none of these.

@@ -1,8 +1,9 @@
 """
-Lets Detectron2 0.6 (2021) run on today's NumPy and Pillow, and without its compiled operators.
+Patches that let Detectron2 0.6 (2021) run with current NumPy and Pillow, and without its compiled
+operators.
 
-Imported before anything of Detectron2. Each mend is made only where its lack is seen, so nothing
-is changed on a Detectron2 that needs none of them.
+This module is imported before any part of Detectron2. Each patch is applied only if the problem is
+present; a Detectron2 that needs none is left untouched.
 """
 
 import functools
@@ -22,7 +23,7 @@ _NUMPY_ALIASES = {"bool": bool, "float": float, "int": int, "object": object, "s
 
 
 class _MissingOperators(types.ModuleType):
-    """Stands in for ``detectron2._C`` until one of its operators is asked for."""
+    """A placeholder for ``detectron2._C`` that fails on the first use of an operator."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -35,7 +36,7 @@ class _MissingOperators(types.ModuleType):
 
 
 def _add_removed_names() -> None:
-    if not hasattr(Image, "LINEAR"):  # gone from Pillow 10 on
+    if not hasattr(Image, "LINEAR"):  # removed in Pillow 10
         Image.LINEAR = Image.Resampling.BILINEAR  # type: ignore[attr-defined]
     for name, builtin in _NUMPY_ALIASES.items():
         if name not in vars(np):
@@ -43,22 +44,22 @@ def _add_removed_names() -> None:
 
 
 def _import_without_operators() -> None:
-    # Three layers of 0.6 import the operators at their top and keep the stand-in. It is taken
-    # away again, so that whoever asks later is told that there are none.
+    # Three layers of 0.6 import the operators at the top of their modules and keep the placeholder.
+    # It is removed again, so that a later import of the operators fails as it should.
     sys.modules["detectron2._C"] = _MissingOperators("detectron2._C")
     try:
         import detectron2.layers  # noqa: F401
     finally:
         del sys.modules["detectron2._C"]
-    # A faster COCOeval is among the operators; pycocotools' own gives the same numbers.
+    # One operator is a faster COCOeval; pycocotools' own gives the same numbers.
     fast_eval_api = types.ModuleType("detectron2.evaluation.fast_eval_api")
     fast_eval_api.COCOeval_opt = COCOeval  # type: ignore[attr-defined]
     sys.modules[fast_eval_api.__name__] = fast_eval_api
 
 
 def _export_without_caffe2() -> None:
-    # 0.6 exports to Caffe2, which torch no longer has, in the module that its package imports
-    # first. TorchScript needs none of it.
+    # The package's first import is the export to Caffe2, which torch no longer has. TorchScript
+    # does not need it.
     api = types.ModuleType("detectron2.export.api")
     api.__all__ = []  # type: ignore[attr-defined]
     sys.modules[api.__name__] = api
@@ -67,8 +68,8 @@ def _export_without_caffe2() -> None:
 def _let_retinanet_have_group_norm() -> None:
     from detectron2.modeling.meta_arch import retinanet
 
-    # 0.6 makes a norm of one channel to see what kind it is. GroupNorm has 32 groups, and torch
-    # refuses to make one of fewer channels today.
+    # 0.6 builds a norm of one channel to find out its kind. GroupNorm has 32 groups, and current
+    # torch refuses to build it with fewer channels.
     get_norm = retinanet.get_norm
     try:
         get_norm("GN", 1)
@@ -79,18 +80,18 @@ def _let_retinanet_have_group_norm() -> None:
 
 
 class _RandomOfSets(random.Random):
-    """Draws from sets too, as Python did up to 3.10."""
+    """A generator that can also sample from sets, as in Python up to 3.10."""
 
     def sample(self, population: Any, k: int) -> list:  # type: ignore[override]
         return super().sample(list(population), k)
 
 
 def _let_mappers_leave_out_samples() -> None:
-    # A mapper that returns None asks for another sample, which 0.6 draws from a set.
+    # If a mapper returns None, 0.6 draws another sample from a set.
     from detectron2.data.common import MapDataset
 
     init = MapDataset.__init__
-    if hasattr(init, "__wrapped__"):  # done before
+    if hasattr(init, "__wrapped__"):  # patched before
         return
 
     @functools.wraps(init)
@@ -101,7 +102,7 @@ def _let_mappers_leave_out_samples() -> None:
     MapDataset.__init__ = init_with_random_of_sets
 
 
-def _mend() -> None:
+def _patch() -> None:
     from detectron2.utils import comm
 
     is_release = not hasattr(comm, "create_local_process_group")  # 0.6
@@ -123,21 +124,21 @@ def _mend() -> None:
 
 def prepare_detectron2() -> None:
     """
-    Make ``import detectron2`` work, or say how to install it.
+    Make ``import detectron2`` work.
 
     Raises:
-        ImportError: Detectron2 is not installed.
+        ImportError: Detectron2 is not installed. The message says how to install it.
     """
     if importlib.util.find_spec("detectron2") is None:
         raise ImportError(
             "pisa_d2 needs Detectron2 (0.6 or newer), which is not installed. Build it from its "
             "repository, see https://detectron2.readthedocs.io/tutorials/install.html, or run "
-            "`make setup` in a clone of pisa_d2 for a ready environment without compiling."
+            "`make setup` in a clone of pisa_d2 for a complete environment without compiling."
         )
     with warnings.catch_warnings():
-        # Said of Detectron2's and fvcore's own code, on every start.
+        # Raised by Detectron2's and fvcore's own code on every start; users cannot act on it.
         warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
-        _mend()
+        _patch()
         import detectron2.modeling  # noqa: F401
 
 

@@ -1,4 +1,4 @@
-"""The config keys of this package, and their translation to arguments of constructors."""
+"""The config keys of this package, and their translation into arguments of constructors."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -53,15 +53,15 @@ def add_pisa_config(cfg: CN) -> None:
     cfg.MODEL.ROI_HEADS.PROPOSAL_MATCHER = "IoUMatcher"
 
     # Regions to ignore: boxes of annotations with `iscrowd: 1` or `ignore: 1`, and Pascal VOC's
-    # difficult objects. A proposal or anchor that is no positive, with at least IOA_THRESH of its
-    # own area inside one of them, is ignored. In (0, 1]. Off, crowds are left out, and others are
-    # objects. For all of the model: MODEL.PROPOSAL_GENERATOR.NAME "PISARPN", and PISA's heads.
+    # difficult objects. A proposal or anchor is ignored if it is not positive and has at least
+    # IOA_THRESH (in (0, 1]) of its own area inside one of them. If off, crowds are left out and
+    # the others are objects. The RPN needs MODEL.PROPOSAL_GENERATOR.NAME "PISARPN".
     cfg.MODEL.IGNORED_REGIONS = CN()
     cfg.MODEL.IGNORED_REGIONS.ENABLED = False
     cfg.MODEL.IGNORED_REGIONS.IOA_THRESH = 0.5
 
-    # PISARPN: how anchors are chosen, see ROI_HEADS below; samplers that need the predictions of
-    # the box head are not allowed.
+    # PISARPN: how anchors are chosen, see ROI_HEADS below; samplers that need the box head's
+    # predictions are not allowed.
     cfg.MODEL.RPN.POSITIVE_SAMPLER = CN()
     cfg.MODEL.RPN.POSITIVE_SAMPLER.NAME = "RandomSampler"
     cfg.MODEL.RPN.NEGATIVE_SAMPLER = CN()
@@ -70,38 +70,39 @@ def add_pisa_config(cfg: CN) -> None:
     cfg.MODEL.RPN.NEGATIVE_SAMPLER.IOU_BALANCED.NUM_BINS = 3
     cfg.MODEL.RPN.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_THRESH = -1.0
     cfg.MODEL.RPN.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_FRACTION = 0.0
-    # Of an image, at most so many negatives for each chosen positive, or for one if there is none.
-    # At least 1, or -1 for no limit. Libra R-CNN's release has 5.
+    # The largest number of negatives per chosen positive in an image; without a positive, as many
+    # as for one. At least 1, or -1 for no limit. Libra R-CNN's release has 5.
     cfg.MODEL.RPN.MAX_NEGATIVES_PER_POSITIVE = -1
 
-    # How proposals are chosen for training: names in PROPOSAL_SAMPLER_REGISTRY, or one sampler of
-    # both kinds together, named twice. BATCH_SIZE_PER_IMAGE and POSITIVE_FRACTION set how many, as
-    # in Detectron2.
+    # How proposals are chosen for training: names in PROPOSAL_SAMPLER_REGISTRY. Name a sampler that
+    # chooses both kinds together twice. BATCH_SIZE_PER_IMAGE and POSITIVE_FRACTION set how many,
+    # as in Detectron2.
     cfg.MODEL.ROI_HEADS.POSITIVE_SAMPLER = CN()
     cfg.MODEL.ROI_HEADS.POSITIVE_SAMPLER.NAME = "RandomSampler"
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER = CN()
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.NAME = "RandomSampler"
 
-    # IoUBalancedSampler: number of bins, which cut the IoU that negatives reach. At least 1.
+    # IoUBalancedSampler: number of equal bins of the negatives' IoU. At least 1.
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.IOU_BALANCED = CN()
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.IOU_BALANCED.NUM_BINS = 3
-    # The bins begin at this IoU instead, if it is not negative, and FLOOR_FRACTION (in [0, 1]) of
-    # the negatives come from below it; at 0, from those that overlap nothing.
+    # If FLOOR_THRESH is not negative, the bins begin at this IoU, and FLOOR_FRACTION (in [0, 1]) of
+    # the negatives come from below it, or from boxes that overlap nothing if it is 0.
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_THRESH = -1.0
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.IOU_BALANCED.FLOOR_FRACTION = 0.0
 
-    # ScoreHLRSampler: see ISR_N below, which takes this sampler's ranks instead of its own.
+    # ScoreHLRSampler: the meaning is as in ISR_N below, which uses this sampler's ranks instead of
+    # its own.
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.SCORE_HLR = CN()
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.SCORE_HLR.NMS_THRESH = 0.5
     cfg.MODEL.ROI_HEADS.NEGATIVE_SAMPLER.SCORE_HLR.SCORE_THRESH = 0.05
 
-    # HardSampler for both kinds: choose positives and negatives together, from all images of a
+    # HardSampler for both kinds: choose positives and negatives together, from all images on a
     # process, by classification and box loss, as OHEM was published (the OHEMSampler).
     # POSITIVE_FRACTION is then ignored.
     cfg.MODEL.ROI_HEADS.HARD_SAMPLER = CN()
     cfg.MODEL.ROI_HEADS.HARD_SAMPLER.JOINT = False
-    # OHEMSampler: proposals of one image and class that overlap by more than this IoU give one
-    # sample, the hardest. In [0, 1].
+    # OHEMSampler: of proposals in one image and class that overlap by more than this IoU, only the
+    # hardest can be chosen. In [0, 1].
     cfg.MODEL.ROI_HEADS.HARD_SAMPLER.NMS_THRESH = 0.7
 
     # Softmax focal loss, (1 - p) ** GAMMA times the cross entropy, in the box predictor.
@@ -110,8 +111,8 @@ def add_pisa_config(cfg: CN) -> None:
     # GAMMA >= 0: 0 is cross entropy.
     cfg.MODEL.ROI_BOX_HEAD.FOCAL_LOSS.GAMMA = 2.0
 
-    # Balanced L1 (https://arxiv.org/abs/1904.02701), where BBOX_REG_LOSS_TYPE of ROI_BOX_HEAD or
-    # RETINANET is "balanced_l1". Its beta is the key of smooth L1 beside that, above 0.
+    # Balanced L1 (https://arxiv.org/abs/1904.02701), if BBOX_REG_LOSS_TYPE of ROI_BOX_HEAD or
+    # RETINANET is "balanced_l1". Its beta is smooth L1's, in the same node, and above 0.
     cfg.MODEL.BALANCED_L1 = CN()
     # Above 0: the gradient of an error x is ALPHA * ln(b * x / beta + 1) below beta.
     cfg.MODEL.BALANCED_L1.ALPHA = 0.5
@@ -121,21 +122,21 @@ def add_pisa_config(cfg: CN) -> None:
     # Prime Sample Attention, https://arxiv.org/abs/1904.04821
     cfg.MODEL.PISA = CN()
 
-    # Stages of a cascade, from 0, that have the parts below; empty for all.
+    # Stages of a cascade, counted from 0, with the parts below; empty for all.
     cfg.MODEL.PISA.CASCADE_STAGES = []
 
     # Importance-based sample reweighting of the classification loss. A sample of rank r (from 0)
     # among n weighs ((1 - BETA) * (n - r) / n + BETA) ** GAMMA, scaled to keep the total loss.
-    # GAMMA >= 0: 0 weighs all alike, larger values favour the first ranks more.
-    # BETA in [0, 1]: the least importance; 1 weighs all alike.
+    # GAMMA >= 0: 0 gives all the same weight, larger values favour the first ranks more.
+    # BETA in [0, 1]: the least importance; 1 gives all the same weight.
 
     # ISR-P: positives, ranked in each class by the IoU of their regressed boxes (IoU-HLR).
     cfg.MODEL.PISA.ISR_P = CN()
     cfg.MODEL.PISA.ISR_P.ENABLED = True
     cfg.MODEL.PISA.ISR_P.GAMMA = 2.0
     cfg.MODEL.PISA.ISR_P.BETA = 0.0
-    # What ranks are divided by: "shared", the number of positives of the largest class, as
-    # published, so that classes with few positives weigh more too; or "class", each class's own.
+    # The divisor of ranks: "shared", the number of positives of the largest class, as published, so
+    # that classes with few positives also weigh more; or "class", each class's own number.
     cfg.MODEL.PISA.ISR_P.N_MAX = "shared"
 
     # ISR-N: negatives, ranked in each image by their highest foreground score (Score-HLR).
@@ -145,7 +146,7 @@ def add_pisa_config(cfg: CN) -> None:
     cfg.MODEL.PISA.ISR_N.BETA = 0.0
     # Negatives whose regressed boxes overlap by more than this IoU form a group. In [0, 1].
     cfg.MODEL.PISA.ISR_N.NMS_THRESH = 0.5
-    # Negatives scored at most this are not ranked; they weigh as the last that is. In [0, 1].
+    # Negatives with at most this score get the weight of the last ranked one. In [0, 1].
     cfg.MODEL.PISA.ISR_N.SCORE_THRESH = 0.05
 
     # Classification-aware regression loss: a second box loss in which a positive whose class has
@@ -165,7 +166,7 @@ def look_up(registry: Registry, key: str, name: Any) -> Any:
     Find the class registered as ``name``, the value of the config key ``key``.
 
     Raises:
-        ValueError: nothing is; names the key and what there is to choose from.
+        ValueError: no class is registered as ``name``. The message has the key and the choices.
     """
     if not isinstance(name, str) or name not in registry:
         choices = sorted(registered for registered, _ in registry)
@@ -186,11 +187,13 @@ def _read(cls: type[T], cfg: CN, name: str) -> T | None:
 
 def pisa_settings(cfg: CN) -> dict[str, Any]:
     """
+    Read the parts of PISA from ``cfg``.
+
     Returns:
-        ``isr_p``, ``isr_n`` and ``carl`` as ``cfg`` has them, None where a part is switched off.
+        ``isr_p``, ``isr_n`` and ``carl``, None for a part that is off.
 
     Raises:
-        ValueError: a value is out of its range, or ``cfg`` lacks the keys.
+        ValueError: a value is out of range, or ``cfg`` has no such keys.
     """
     if "PISA" not in cfg.MODEL:
         raise ValueError(
@@ -206,12 +209,14 @@ def pisa_settings(cfg: CN) -> dict[str, Any]:
 
 def balanced_l1_settings(cfg: CN, head: str, beta: str) -> BalancedL1:
     """
+    Read the settings of balanced L1 from ``cfg``.
+
     Args:
-        head: the node under MODEL that has ``BBOX_REG_LOSS_TYPE``.
-        beta: the key beside it that has the beta.
+        head: the node under MODEL with ``BBOX_REG_LOSS_TYPE``.
+        beta: the key of the beta in this node.
 
     Raises:
-        ValueError: a value is out of its range; for the beta, if the loss is chosen.
+        ValueError: a value is out of range. The beta is checked only if the loss is chosen.
     """
     node = cfg.MODEL[head]
     if node.BBOX_REG_LOSS_TYPE == BALANCED_L1:
@@ -223,6 +228,8 @@ def balanced_l1_settings(cfg: CN, head: str, beta: str) -> BalancedL1:
 
 def check_stages(name: str, stages: Sequence[int], num_stages: int) -> None:
     """
+    Check stages of a cascade.
+
     Raises:
         ValueError: ``stages`` names a stage that a cascade of ``num_stages`` does not have.
     """
@@ -232,12 +239,14 @@ def check_stages(name: str, stages: Sequence[int], num_stages: int) -> None:
 
 def ignored_ioa_thresh(cfg: CN) -> float | None:
     """
+    Read the threshold of regions to ignore from ``cfg``.
+
     Returns:
-        The share of a box's area inside a region to ignore from which it is ignored, None where
-        regions are not to be ignored.
+        The share of a box's area inside a region from which the box is ignored, None if regions are
+        not to be ignored.
 
     Raises:
-        ValueError: it is out of its range.
+        ValueError: it is out of range.
     """
     settings = cfg.MODEL.IGNORED_REGIONS
     check_flag("MODEL.IGNORED_REGIONS.ENABLED", settings.ENABLED)
@@ -247,11 +256,13 @@ def ignored_ioa_thresh(cfg: CN) -> float | None:
 
 def focal_gamma(cfg: CN) -> float | None:
     """
+    Read the exponent of focal loss from ``cfg``.
+
     Returns:
-        The exponent of focal loss, None where it is switched off.
+        The exponent, None if focal loss is off.
 
     Raises:
-        ValueError: it is out of its range.
+        ValueError: it is out of range.
     """
     settings = cfg.MODEL.ROI_BOX_HEAD.FOCAL_LOSS
     check_flag("MODEL.ROI_BOX_HEAD.FOCAL_LOSS.ENABLED", settings.ENABLED)

@@ -1,3 +1,5 @@
+"""Saving detections for evaluations that keep none."""
+
 import json
 import os
 from typing import Any
@@ -9,8 +11,8 @@ from detectron2.utils import comm
 
 class DetectionsWriter(DatasetEvaluator):
     """
-    Save detections in the file and form of Detectron2's ``COCOEvaluator``, with contiguous class
-    ids, for an evaluation that keeps none, as that of Pascal VOC. It has no result of its own.
+    Save detections in the file and format of Detectron2's ``COCOEvaluator``, with contiguous class
+    ids, next to an evaluation that saves none, such as Pascal VOC's. It has no result of its own.
     """
 
     def __init__(self, folder: str) -> None:

@@ -1,7 +1,7 @@
 """
-Which way to compute what takes different ways on a CPU and on a GPU.
+The choice between ways of computing that suit a CPU or a GPU.
 
-A CPU is best given little to compute, a GPU few operators and few questions about their results.
+A CPU is fast with little arithmetic, a GPU with few operators and few copies to the host.
 """
 
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ _as_on_gpu = False
 
 
 def suits_gpu(values: Tensor) -> bool:
-    """Whether to compute with ``values`` in the way of a GPU."""
+    """Return whether to compute with ``values`` in the way that suits a GPU."""
     return _as_on_gpu or values.is_cuda
 
 
 @contextmanager
 def as_on_gpu() -> Iterator[None]:
-    """Compute in the way of a GPU on any device, to test that way and to count its operators."""
+    """Compute as on a GPU on any device, to test that way and to count its operators."""
     global _as_on_gpu
     before, _as_on_gpu = _as_on_gpu, True
     try:

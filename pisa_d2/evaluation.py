@@ -25,7 +25,7 @@ from .data.regions import with_regions_as_crowds
 
 logger = logging.getLogger(__name__)
 
-# A name in Detectron2's catalogs, taken while something is built.
+# A temporary name in Detectron2's catalogs.
 _SCRATCH = "_pisa_d2_evaluation"
 
 
@@ -34,8 +34,8 @@ class CheckedCOCOEvaluator(COCOEvaluator):
     Detectron2's COCO evaluator, with :func:`coco_truth` as the ground truth. On a well-formed COCO
     json the results are Detectron2's.
 
-    It never reads a file that an earlier evaluation left, as Detectron2's does for a dataset
-    without a json of its own.
+    Unlike Detectron2's, it never reads a file that an earlier evaluation left for a dataset without
+    a json of its own.
     """
 
     def __init__(self, dataset_name: str, *, ignored_regions: bool = False, **kwargs: Any) -> None:
@@ -61,20 +61,20 @@ def coco_truth(name: str, ignored_regions: bool = False) -> dict[str, Any]:
     Return the ground truth of a dataset in COCO's format, for evaluation: the annotations that
     loading the dataset yields, without unusable boxes, which count neither as found nor as missed.
 
-    Areas, masks and everything else come from the dataset's json where it has one that lists these
-    annotations. Annotations are numbered from 1, since pycocotools takes id 0 for unmatched;
-    missing or null ``iscrowd`` is 0, and a missing area is that of the mask or box.
+    Areas, masks and everything else come from the dataset's json if it has one that lists these
+    annotations. Annotations are numbered from 1, since pycocotools takes id 0 for unmatched. A
+    missing or null ``iscrowd`` is 0, and a missing area is the area of the mask or box.
 
     Args:
         name: a registered dataset.
-        ignored_regions: whether annotations with ``ignore: 1`` are crowds, not objects.
+        ignored_regions: whether annotations with ``ignore: 1`` are crowds instead of objects.
     """
     with _quiet():
         loaded = DatasetCatalog.get(name)
     content = _read_json(name)
     class_ids = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
     if content is not None:
-        if "annotations" not in content:  # of a set without labels
+        if "annotations" not in content:  # a set without labels
             return content
         if not any("annotations" in record for record in loaded):
             loaded, class_ids = _records_of(content), None
@@ -92,13 +92,15 @@ def coco_truth(name: str, ignored_regions: bool = False) -> dict[str, Any]:
         logger.warning(
             "Dataset '%s': evaluation leaves out %d of %d annotation(s), which were not loaded or "
             "have no usable box. They count neither as found nor as missed.",
-            *(name, dropped, total),
+            name,
+            dropped,
+            total,
         )
     return truth
 
 
 def index_coco(content: dict[str, Any]) -> COCO:
-    """Return pycocotools' API of ``content``, in COCO's format."""
+    """Return pycocotools' API for ``content``, which is in COCO's format."""
     coco = COCO()
     coco.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):
@@ -108,7 +110,7 @@ def index_coco(content: dict[str, Any]) -> COCO:
 
 def _read_json(name: str) -> dict[str, Any] | None:
     file = MetadataCatalog.get(name).get("json_file")
-    # Detectron2's own evaluator leaves the second in the metadata: of the data as they were.
+    # Detectron2's own evaluator leaves such a file in the metadata: an older state of the data.
     if file is None or Path(file).name == f"{name}_coco_format.json":
         return None
     with PathManager.open(file, "rb") as opened:
@@ -128,7 +130,7 @@ def _records_of(content: dict[str, Any]) -> list[dict]:
 def _select(
     content: dict[str, Any], records: list[dict], class_ids: dict[int, int] | None
 ) -> dict[str, Any] | None:
-    """The content with the loaded annotations alone; None if it does not have all of these."""
+    """Keep only the loaded annotations of the content; None if it does not have all of them."""
     wanted: dict[Any, list[dict]] = {}
     for record in records:
         for annotation in record.get("annotations", []):
@@ -186,8 +188,8 @@ def _polygon_area(points: np.ndarray) -> float:
 
 
 def _convert(records: list[dict], name: str) -> dict[str, Any]:
-    """The records in COCO's format, by Detectron2."""
-    records = copy.deepcopy(records)  # which shifts keypoints in place
+    """Convert the records to COCO's format with Detectron2."""
+    records = copy.deepcopy(records)  # Detectron2 shifts keypoints in place
     for record in records:
         for annotation in record.get("annotations", []):
             annotation["iscrowd"] = int(bool(annotation.get("iscrowd", 0)))
@@ -212,7 +214,7 @@ def _scratch() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Detectron2 says of loading a dataset: it was said for the images."""
+    """Silence Detectron2's log about loading a dataset, which repeats the one for the images."""
     theirs = logging.getLogger("detectron2")
     level = theirs.level
     theirs.setLevel(logging.ERROR)

@@ -5,7 +5,7 @@ Shape shorthand in this module:
 
     N: number of samples
 
-Nothing here loops over samples, groups or partitions, and nothing is copied to the host.
+No function loops over samples, groups or partitions, or copies to the host.
 """
 
 import torch
@@ -19,18 +19,18 @@ __all__ = ["hierarchical_local_rank", "local_rank", "nms_groups"]
 
 def _run_starts(sorted_keys: Tensor, index: Tensor) -> Tensor:
     """
-    Index (*, N) of the first sample of the run of equal keys (*, N) that each sample is in.
+    Find the index (*, N) of the first sample in each sample's run of equal keys (*, N).
 
     Args:
         index: int64 (N,), 0, 1, 2, ...
     """
-    # The first sample begins a run whatever the last, which is rolled to it: its index is 0.
+    # The first sample begins a run even if it equals the last, rolled before it: its index is 0.
     begins = sorted_keys != sorted_keys.roll(1, dims=-1)
     return (index * begins).cummax(dim=-1).values
 
 
 def _inverse(order: Tensor, values: Tensor) -> Tensor:
-    """Bring values, given in the sequence of ``order``, back to the original sequence."""
+    """Bring values, given in ``order``, back to the original order."""
     return torch.empty_like(values).scatter_(0, order, values)
 
 
@@ -42,7 +42,7 @@ def _check_shapes(**tensors: Tensor | None) -> None:
 
 def local_rank(values: Tensor, groups: Tensor) -> Tensor:
     """
-    Rank of each sample in its group: 0 for the highest value, then 1, and so on.
+    Rank each sample in its group: 0 for the highest value, then 1, and so on.
 
     Args:
         values: floating (N,). NaN ranks last.
@@ -66,19 +66,19 @@ def hierarchical_local_rank(
     values: Tensor, groups: Tensor, partitions: Tensor | None = None
 ) -> Tensor:
     """
-    Rank of each sample in its partition when the best of all groups come first, then all second
-    best, and so on; within each of these, the higher value first (the paper's section 4.2).
+    Rank each sample in its partition: the best of all groups come first, then all second best, and
+    so on; among each of these, the higher value first (the paper's section 4.2).
 
     With C > A > B in one group, D > E in another, D's value the highest and E's below A's, the
-    sequence is D C A E B.
+    order is D C A E B.
 
     Args:
         values: floating (N,): IoU after regression for positives, score for negatives.
             NaN ranks last.
         groups: integer (N,), any values: the object or the NMS cluster of a sample. The same
             value in two partitions means two groups.
-        partitions: integer (N,), any values: what is ranked apart, such as classes or images.
-            None ranks all samples together.
+        partitions: integer (N,), any values: samples with different values, such as classes or
+            images, are ranked separately. None ranks all samples together.
 
     Returns:
         int64 (N,), a permutation of 0, 1, ... in each partition. Samples of equal local rank and
@@ -103,9 +103,9 @@ def hierarchical_local_rank(
         # A run of one group ends where its partition does.
         partition_starts, group_starts = starts[0], starts.amax(dim=0)
     # One integer key for (partition, local rank), since no local rank reaches the size of its
-    # partition; the value decides between equal keys through the stable sort, not by being added
-    # to the key, which would cost it its last digits.
+    # partition. The value decides between equal keys through the stable sort; added to the key, it
+    # would lose its last digits.
     local_ranks = index - group_starts
     order_by_rank = refine_order(by_value, _inverse(order, partition_starts + local_ranks))
-    # Partitions come in the same sequence in both orders.
+    # Partitions are in the same sequence in both orders.
     return _inverse(order_by_rank, index - partition_starts)

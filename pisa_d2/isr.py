@@ -25,7 +25,7 @@ def positive_weights(
     n_max: str = "shared",
 ) -> Tensor:
     """
-    ISR-P: positives weigh by their IoU-HLR in each class over all images of the batch.
+    Weight positives by their IoU-HLR in each class over all images of the batch (ISR-P).
 
     Args:
         ious: floating (P,), IoU of the regressed box with its ground truth.
@@ -34,10 +34,10 @@ def positive_weights(
         losses: floating (P,), classification losses.
         gamma, beta: see :func:`pisa_d2.reweighting.weights_of_importance`.
         n_max: "shared" divides ranks by the number of positives of the largest class, so that
-            equal ranks of all classes weigh the same; "class" by that of each class.
+            equal ranks weigh the same in all classes; "class" by each class's own number.
 
     Returns:
-        (P,), keeping the sum of the losses.
+        (P,), weights that keep the sum of the losses.
     """
     ranks = hierarchical_local_rank(ious, objects, classes)
     return weights_of_positive_ranks(ranks, classes, losses, gamma=gamma, beta=beta, n_max=n_max)
@@ -47,14 +47,14 @@ def weights_of_positive_ranks(
     ranks: Tensor, classes: Tensor, losses: Tensor, *, gamma: float, beta: float, n_max: str
 ) -> Tensor:
     """
-    ISR-P of positives that are ranked already.
+    Weight positives that are already ranked (ISR-P).
 
     Args:
         ranks: int64 (P,), IoU-HLR in the class.
         classes, losses, gamma, beta, n_max: see :func:`positive_weights`.
 
     Returns:
-        (P,), keeping the sum of the losses.
+        (P,), weights that keep the sum of the losses.
     """
     if len(ranks) == 0:
         return torch.ones_like(losses)
@@ -69,7 +69,7 @@ def negative_weights(
     importance: Tensor, negative: Tensor, losses: Tensor, *, gamma: float = 0.5, beta: float = 0.0
 ) -> Tensor:
     """
-    ISR-N: negatives weigh by their importance, which follows from their Score-HLR in each image.
+    Weight negatives by their importance, which follows from their Score-HLR in each image (ISR-N).
 
     Args:
         importance: float (R,), see :func:`pisa_d2.reweighting.importance`.
@@ -78,7 +78,7 @@ def negative_weights(
         gamma, beta: see :func:`pisa_d2.reweighting.weights_of_importance`.
 
     Returns:
-        (R,), keeping the sum of the negatives' losses; the values of other samples mean nothing.
+        (R,), weights that keep the sum of the negatives' losses; meaningless for other samples.
     """
     weights = weights_of_importance(importance, gamma, beta)
     return preserve_total(weights, losses * negative)

@@ -1,13 +1,13 @@
 """
-Train and evaluate detectors of Detectron2's LazyConfig, in the shape of its own
+Train and evaluate detectors with Detectron2's LazyConfig, like its own
 ``tools/lazyconfig_train_net.py``::
 
     python -m pisa_d2.lazyconfig_train_net \\
         --config-file LazyConfig/COCO/pisa_mask_rcnn_R_50_FPN_1x.py train.output_dir=output/mine
 
-It also runs under torchrun, saves a checkpoint and ends at SIGTERM or Ctrl-C, and resumes exactly,
-see :class:`pisa_d2.engine.LazyTrainer`. Datasets are not checked before training, as
-``pisa_d2.train_net`` does.
+It also runs under torchrun, saves a checkpoint and ends on SIGTERM or Ctrl-C, and resumes exactly,
+see :class:`pisa_d2.engine.LazyTrainer`. Unlike ``pisa_d2.train_net``, it does not check datasets
+before training.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from .model_zoo import find_config
 
 
 def load_config(args: argparse.Namespace) -> DictConfig:
-    """The config that the command line names, by its path or as one of this package, in full."""
+    """Load the config that the command line names, by its path or its name in this package."""
     args.config_file = find_config(args.config_file)
     return LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
 
@@ -50,7 +50,7 @@ def setup(args: argparse.Namespace) -> DictConfig:
 
 
 def main(args: argparse.Namespace) -> Any:
-    """Train, or evaluate, as the command line ``args`` say."""
+    """Train or evaluate, as the command line ``args`` say."""
     if args.eval_only:
         cfg = setup(args)
         model = instantiate(cfg.model).to(torch.device(cfg.train.device))

@@ -18,17 +18,19 @@ PROPOSAL_MATCHER_REGISTRY = Registry("PROPOSAL_MATCHER")
 PROPOSAL_MATCHER_REGISTRY.__doc__ = """
 Matchers decide which object a proposal belongs to, and whether it is positive, negative or ignored.
 
-The registered class is called with ``cfg`` and gives a :class:`ProposalMatcher`.
+The registered class is called with ``cfg`` and returns a :class:`ProposalMatcher`.
 """
 
 
 class Match(NamedTuple):
     """
+    The result of matching N proposals or anchors.
+
     Attributes:
-        objects: int64 (N,), index of the matched object; 0 where the image has none.
+        objects: int64 (N,), index of the matched object; 0 in an image without objects.
         labels: int8 (N,), 1 for positive, 0 for negative, -1 for ignored.
-        ious: floating (N,), IoU with the matched object; 0 where the image has none.
-        negative_range: from which to which IoU negatives reach: numbers, or tensors ().
+        ious: floating (N,), IoU with the matched object; 0 in an image without objects.
+        negative_range: the lowest and the highest IoU of negatives: numbers, or tensors ().
     """
 
     objects: Tensor
@@ -38,7 +40,7 @@ class Match(NamedTuple):
 
 
 def _negative_range(matcher: Matcher) -> tuple[float, float]:
-    ends = [max(0.0, min(1.0, end)) for end in matcher.thresholds]  # infinite at both ends
+    ends = [max(0.0, min(1.0, end)) for end in matcher.thresholds]  # the ends are infinite
     levels = [
         level for level, label in zip(pairwise(ends), matcher.labels, strict=True) if label == 0
     ]
@@ -49,7 +51,7 @@ def _negative_range(matcher: Matcher) -> tuple[float, float]:
 
 def match_by_iou(matcher: Matcher, ious: Tensor) -> Match:
     """
-    Match by any of Detectron2's matchers, and add the IoU and the range of the negatives' IoU.
+    Match with any of Detectron2's matchers, and add the IoU and the range of the negatives' IoU.
 
     Args:
         ious: floating (M, N), of M objects with N proposals.
@@ -61,12 +63,12 @@ def match_by_iou(matcher: Matcher, ious: Tensor) -> Match:
 
 class ProposalMatcher(Matcher):
     """
-    Detectron2's :class:`Matcher`, for which it stands in anywhere, with the seams for other rules:
-    override :meth:`match` for one that goes by the IoU, :meth:`match_boxes` for one that goes by
-    the boxes or by any field of the objects.
+    Detectron2's :class:`Matcher`, which it can replace anywhere, with two methods to override:
+    :meth:`match` for a rule that uses the IoU, :meth:`match_boxes` for a rule that uses the boxes
+    or any field of the objects.
     """
 
-    # TorchScript compiles the methods that a class has itself, and knows of no bases.
+    # TorchScript compiles only the methods of the class itself, not those of its bases.
     __init__ = Matcher.__init__
     __call__ = Matcher.__call__
     set_low_quality_matches_ = Matcher.set_low_quality_matches_
@@ -74,6 +76,8 @@ class ProposalMatcher(Matcher):
     @torch.jit.unused
     def match(self, ious: Tensor) -> Match:
         """
+        Match by the IoU.
+
         Args:
             ious: floating (M, N), of M objects with N proposals.
         """
@@ -82,23 +86,25 @@ class ProposalMatcher(Matcher):
     @torch.jit.unused
     def match_boxes(self, boxes: Boxes, targets: Instances) -> Match:
         """
+        Match by boxes and targets.
+
         Args:
             boxes: N proposals or anchors.
             targets: the M objects of the image, with ``gt_boxes``, ``gt_classes`` and any other
-                field that the dataset mapper gives them.
+                field that the dataset mapper adds.
         """
         return self.match(pairwise_iou(targets.gt_boxes, boxes))
 
 
 def match_boxes(matcher: Matcher, boxes: Boxes, targets: Instances) -> Match:
-    """Match by a :class:`ProposalMatcher`, or by the IoU alone with a matcher of Detectron2."""
+    """Match with a :class:`ProposalMatcher`, or by the IoU alone with Detectron2's matcher."""
     if isinstance(matcher, ProposalMatcher):
         return matcher.match_boxes(boxes, targets)
     return match_by_iou(matcher, pairwise_iou(targets.gt_boxes, boxes))
 
 
 def has_own_rule(matcher: Matcher) -> bool:
-    """Whether the class of a matcher overrides a seam of :class:`ProposalMatcher`."""
+    """Return whether a matcher's class overrides a method of :class:`ProposalMatcher`."""
     return isinstance(matcher, ProposalMatcher) and (
         type(matcher).match is not ProposalMatcher.match
         or type(matcher).match_boxes is not ProposalMatcher.match_boxes
@@ -106,7 +112,7 @@ def has_own_rule(matcher: Matcher) -> bool:
 
 
 def may_ignore(matcher: Matcher) -> bool:
-    """Whether a matcher can label proposals -1, as far as can be told without calling it."""
+    """Return whether a matcher might label proposals -1, without calling it."""
     own_rule = has_own_rule(matcher)
     return own_rule or type(matcher).__call__ is not Matcher.__call__ or -1 in matcher.labels
 
@@ -114,7 +120,7 @@ def may_ignore(matcher: Matcher) -> bool:
 @PROPOSAL_MATCHER_REGISTRY.register()
 class IoUMatcher(ProposalMatcher):
     """
-    Stock matching: each proposal goes to the object that it overlaps most, and the thresholds
+    Detectron2's matching: each proposal belongs to the object that it overlaps most, and thresholds
     decide whether it is positive, negative or ignored.
     """
 
@@ -129,11 +135,11 @@ class IoUMatcher(ProposalMatcher):
         """
         Args:
             thresholds: IoUs above 0 in rising order, which cut [0, 1] into levels.
-            labels: of each level, from the lowest: 1 positive, 0 negative, -1 ignored.
+            labels: the label of each level, from the lowest: 1 positive, 0 negative, -1 ignored.
             allow_low_quality_matches: see :class:`Matcher`.
 
         Raises:
-            SettingError: thresholds or labels are not as above.
+            SettingError: thresholds or labels are not as described.
         """
         rising = all(low <= high for low, high in pairwise(thresholds))
         if not rising or any(not threshold > 0 for threshold in thresholds):
@@ -151,13 +157,14 @@ class IoUMatcher(ProposalMatcher):
 
 def build_proposal_matcher(cfg: CfgNode, iou: float | None = None) -> ProposalMatcher:
     """
+    Build the matcher that ``MODEL.ROI_HEADS.PROPOSAL_MATCHER`` names.
+
     Args:
-        iou: of a stage of a cascade; it stands in ``IOU_THRESHOLDS``, with the ``IOU_LABELS``
-            [0, 1], of the config that the matcher sees.
+        iou: the threshold of a stage of a cascade. In the config that the matcher sees, it is the
+            only one of ``IOU_THRESHOLDS``, with the ``IOU_LABELS`` [0, 1].
 
     Raises:
-        ValueError: ``MODEL.ROI_HEADS.PROPOSAL_MATCHER`` is no registered name, or a setting of the
-            matcher is not allowed.
+        ValueError: the name is not registered, or a setting of the matcher is not allowed.
     """
     key = "MODEL.ROI_HEADS.PROPOSAL_MATCHER"
     cls = look_up(PROPOSAL_MATCHER_REGISTRY, key, cfg.MODEL.ROI_HEADS.PROPOSAL_MATCHER)

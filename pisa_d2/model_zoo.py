@@ -1,6 +1,6 @@
 """
-The configs of this package by name, as ``detectron2.model_zoo`` has Detectron2's. Trained weights
-do not come with it; see MODEL_ZOO.md.
+Access to the configs of this package by name, like ``detectron2.model_zoo``. There are no trained
+weights; see MODEL_ZOO.md.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from detectron2.config import LazyConfig, get_cfg
 
 from .config import add_pisa_config
 
-# A wheel has them inside the package; a checkout has them next to it.
+# A wheel has the configs inside the package; a checkout has them next to it.
 _FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 _SUFFIXES = (".yaml", ".py")
 
@@ -21,14 +21,14 @@ def _folder() -> Path:
 
 
 def list_configs() -> list[str]:
-    """The names of all configs, such as "COCO-Detection/pisa_faster_rcnn_R_50_FPN_1x.yaml"."""
+    """List the names of all configs, such as "COCO-Detection/pisa_faster_rcnn_R_50_FPN_1x.yaml"."""
     files = (path for path in _folder().rglob("*") if path.suffix in _SUFFIXES)
     return sorted(path.relative_to(_folder()).as_posix() for path in files)
 
 
 def get_config_file(name: str) -> str:
     """
-    The path of a config of this package.
+    Return the path of a config of this package.
 
     Args:
         name: its path in the folder of configs, such as
@@ -47,8 +47,8 @@ def get_config_file(name: str) -> str:
 
 def find_config(path: str) -> str:
     """
-    The path of a config: ``path`` itself, or where that does not exist, the config of this package
-    of that name, with or without a leading "configs/".
+    Find a config: ``path`` itself, or if it does not exist, the config of this package with that
+    name, with or without a leading "configs/".
 
     Raises:
         ValueError: there is neither.
@@ -63,20 +63,21 @@ def find_config(path: str) -> str:
 
 def get_config(name: str, trained: bool = False) -> Any:
     """
-    A config of this package: a ``CfgNode`` with all keys for a yaml file, a LazyConfig's
-    ``DictConfig`` for a Python file.
+    Load a config of this package: a ``CfgNode`` with all keys from a yaml file, a LazyConfig's
+    ``DictConfig`` from a Python file.
 
     Args:
         name: see :func:`get_config_file`.
-        trained: as in Detectron2, whether to name trained weights instead of those to train from.
+        trained: as in Detectron2, whether to name trained weights instead of the initial ones.
 
     Raises:
-        ValueError: there is no such config; or ``trained``, since it has no trained weights.
+        ValueError: there is no such config, or ``trained`` is set, since there are no trained
+            weights.
     """
     path = get_config_file(name)
     if trained:
         raise ValueError(
-            f"There are no trained weights of {name!r}: train it, or load a checkpoint of your own."
+            f"There are no trained weights of {name!r}: train it, or load your own checkpoint."
         )
     if path.endswith(".py"):
         return LazyConfig.load(path)

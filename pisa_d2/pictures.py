@@ -1,3 +1,5 @@
+"""File names for pictures of images."""
+
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -6,8 +8,8 @@ from pathlib import Path
 
 def picture_names(paths: Sequence[str]) -> list[str]:
     """
-    File names, without a suffix and all different, for pictures of the images at these paths: the
-    image's own stem, or for images of equal stem the path below the folder that all images share.
+    Make different file names, without a suffix, for pictures of the images at these paths: the
+    stem of the image, or for equal stems the path below the folder that all images share.
     """
     paths = [os.path.abspath(path) for path in paths]
     stems = [Path(path).stem for path in paths]

@@ -1,4 +1,4 @@
-"""What a training script looks at before it starts, so that no mistake costs hours."""
+"""Checks to run before training, so that a mistake costs seconds and not hours."""
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -24,19 +24,20 @@ _REGISTRIES = {
     "PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
     "ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
 }
-_NOT_REGISTERED = {"PrecomputedProposals"}  # a name that Detectron2 knows all the same
+_NOT_REGISTERED = {"PrecomputedProposals"}  # a name that Detectron2 knows without registering it
 
 
 def check_config(cfg: CfgNode, train: bool = True) -> None:
     """
-    To be called before ``default_setup``, which opens files in ``OUTPUT_DIR``.
+    Check names, settings and ``OUTPUT_DIR``. Call this before ``default_setup``, which opens files
+    in ``OUTPUT_DIR``.
 
     Args:
-        train: whether to check the settings of a training too.
+        train: whether to check the settings for training too.
 
     Raises:
         OSError: ``OUTPUT_DIR`` cannot be written to.
-        ValueError: a name of a part of the model is unknown, or a setting would train nothing.
+        ValueError: the name of a part of the model is unknown, or a setting would train nothing.
     """
     for key, registry in _REGISTRIES.items():
         node, _, leaf = key.rpartition(".")
@@ -52,14 +53,15 @@ def check_config(cfg: CfgNode, train: bool = True) -> None:
 
 def check_data(cfg: CfgNode, train: bool) -> None:
     """
-    Have the datasets of ``cfg`` checked whenever they are loaded from now on, see
+    Check the datasets of ``cfg`` whenever they are loaded from now on, see
     :func:`pisa_d2.data.checks.check_dataset`.
 
     Args:
-        train: whether to load those for evaluation now, rather than after the training.
+        train: whether to load the datasets for evaluation now instead of after the training.
 
     Raises:
-        FileNotFoundError, ValueError: with the dataset, the file and how to fix it.
+        FileNotFoundError, ValueError: a dataset is faulty. The message names the dataset, the file
+            and the fix.
     """
     datasets = cfg.DATASETS
     check_when_loaded(datasets.TEST, "DATASETS.TEST", _needs(cfg, train=False, test=True))
@@ -86,7 +88,7 @@ def _needs(cfg: CfgNode, train: bool, test: bool) -> Needs:
         train=train,
         test=test,
         classes=model_classes(cfg),
-        # In addition to others, a dataset of nothing but background may be intended.
+        # Next to other datasets, one of pure background may be intended.
         objects=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS or len(cfg.DATASETS.TRAIN) == 1,
         masks=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
         keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0,

@@ -1,5 +1,5 @@
 """
-Samples of a batch of images, and their ranks.
+The layout of samples by image, and ranks and groups in each image.
 
 Shape shorthand in this module:
 
@@ -22,7 +22,7 @@ from .ordering import gather_rows
 
 def repeated(numbers: Sequence[int], times: Sequence[int], device: torch.device) -> Tensor:
     """
-    Numbers of the host, each as often as ``times`` says, without a copy from the host.
+    Repeat numbers, each as often as ``times`` says, without a copy from the host.
 
     Args:
         numbers: at least 0.
@@ -38,11 +38,11 @@ def repeated(numbers: Sequence[int], times: Sequence[int], device: torch.device)
 
 class ImageLayout:
     """
-    Where the samples of B images are, which come one image after another.
+    The places of the samples of B images, image after image.
 
     Attributes:
         num_samples: number of samples of each image.
-        device: of the samples.
+        device: the device of the samples.
     """
 
     def __init__(self, num_samples: Sequence[int], device: torch.device) -> None:
@@ -52,18 +52,18 @@ class ImageLayout:
 
     @cached_property
     def images(self) -> Tensor:
-        """int64 (R,), the image of each sample."""
+        """Return the image of each sample, int64 (R,)."""
         return repeated(range(len(self.num_samples)), self.num_samples, self.device)
 
     @cached_property
     def positions(self) -> Tensor:
-        """int64 (R,), the index of each sample in its image."""
+        """Return the index of each sample in its image, int64 (R,)."""
         every = torch.arange(self._shape[1], device=self.device)
         return torch.cat([every[:n] for n in self.num_samples] or [every])
 
     @cached_property
     def _places(self) -> Tensor | None:
-        """Index of each sample in the padded layout; None where nothing is padded."""
+        """Return the index of each sample in the padded layout; None if nothing is padded."""
         if len(set(self.num_samples)) <= 1:
             return None
         every = torch.arange(self._shape[0] * self._shape[1], device=self.device)
@@ -71,7 +71,7 @@ class ImageLayout:
         return torch.cat([row[:n] for row, n in zip(rows, self.num_samples, strict=True)])
 
     def pad(self, values: Tensor) -> Tensor:
-        """(R, *) to (B, L, *), with 0 beyond the samples of an image."""
+        """Bring (R, *) to (B, L, *), with 0 after the last sample of each image."""
         shape = (*self._shape, *values.shape[1:])
         if self._places is None:
             return values.reshape(shape)
@@ -79,12 +79,12 @@ class ImageLayout:
         return padded.index_copy_(0, self._places, values).view(shape)
 
     def unpad(self, values: Tensor) -> Tensor:
-        """(B, L) to (R,)."""
+        """Bring (B, L) back to (R,)."""
         values = values.flatten()
         return values if self._places is None else gather_rows(values, self._places)
 
     def counts(self, selected: Tensor) -> Tensor:
-        """Number int64 (B,) of selected samples (R,) of each image."""
+        """Count the selected samples, bool (R,), of each image: int64 (B,)."""
         return self.pad(selected).sum(dim=1)
 
 
@@ -92,18 +92,19 @@ def rank_negatives(
     boxes: Tensor, scores: Tensor, eligible: Tensor, layout: ImageLayout, nms_thresh: float
 ) -> Tensor:
     """
-    Score-HLR in each image (the paper's section 4.2): samples in groups by NMS of their
-    regressed boxes, ranked by score. The others get the last rank of their image.
+    Rank negatives by Score-HLR in each image (the paper's section 4.2): NMS of their regressed
+    boxes forms groups, and scores rank the samples. Samples that are not eligible get the last rank
+    of their image.
 
     Args:
         boxes: floating (R, 4), regressed boxes, XYXY in pixels.
         scores: floating (R,), highest foreground probability.
-        eligible: bool (R,), the samples that are ranked.
-        layout: of the B images.
+        eligible: bool (R,), the samples to rank.
+        layout: the layout of the B images.
         nms_thresh: IoU above which boxes join a group.
 
     Returns:
-        int64 (R,); 0 for all samples of an image where none is eligible.
+        int64 (R,); 0 for all samples of an image in which none is eligible.
     """
     if len(scores) == 0:
         return torch.zeros_like(scores, dtype=torch.int64)
@@ -114,11 +115,13 @@ def rank_negatives(
 
 def last_ranks(eligible: Tensor, layout: ImageLayout) -> Tensor:
     """
+    Find the last rank of each sample's image.
+
     Args:
         eligible: bool (R,), the samples that are ranked.
 
     Returns:
-        int64 (R,), the last rank of each sample's image; 0 where none is eligible.
+        int64 (R,); 0 in an image without eligible samples.
     """
     return gather_rows((layout.counts(eligible) - 1).clamp(min=0), layout.images)
 
@@ -127,17 +130,17 @@ def groups_of_eligible(
     boxes: Tensor, scores: Tensor, eligible: Tensor, layout: ImageLayout, nms_thresh: float
 ) -> Tensor:
     """
-    Groups of the eligible samples of each image by NMS.
+    Group the eligible samples of each image by NMS.
 
     Args:
-        boxes, scores, eligible, nms_thresh: see :func:`rank_negatives`.
+        boxes, scores, eligible, layout, nms_thresh: see :func:`rank_negatives`.
 
     Returns:
-        int64 (R,), the same for the samples of a group in an image; without a meaning for samples
-        that are not eligible.
+        int64 (R,), equal for the samples of a group in an image; meaningless for samples that are
+        not eligible.
     """
     if suits_gpu(scores):
-        # Leaving samples out would be a copy to the host; a box without area joins no group.
+        # Selecting the eligible would copy to the host; boxes without area join no group.
         boxes = torch.where(eligible[:, None], boxes, 0.0)
         return groups_in_images(boxes, scores, layout, nms_thresh)
     groups = torch.zeros_like(scores, dtype=torch.int64)
@@ -156,13 +159,15 @@ def groups_in_images(
     partitions: Tensor | None = None,
 ) -> Tensor:
     """
-    :func:`pisa_d2.hlr.nms_groups` in each image: images are padded to one size for one pass.
+    Apply :func:`pisa_d2.hlr.nms_groups` to each image, in one pass over padded images.
 
     Args:
         boxes: floating (R, 4), XYXY in pixels.
         scores: floating (R,).
+        layout: the layout of the B images.
         nms_thresh: IoU above which boxes join a group.
-        partitions: integer (R,), what never shares a group, such as classes.
+        partitions: integer (R,); samples with different values, such as classes, never share a
+            group.
 
     Returns:
         int64 (R,), the index in its image of the kept box of each sample's group.

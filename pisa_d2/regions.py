@@ -1,11 +1,11 @@
 """
-Regions to ignore: crowds, difficult objects, parts of an image that nobody labelled. A proposal or
-anchor in one that is no positive is no negative either.
+Regions to ignore: crowds, difficult objects and unlabelled parts of an image. A proposal or anchor
+inside a region is ignored unless it is positive.
 
 Shape shorthand in this module:
 
-    N: number of boxes of an image, proposals or anchors
-    M: number of its regions
+    N: number of boxes in an image, proposals or anchors
+    M: number of regions in the image
 """
 
 import logging
@@ -27,8 +27,8 @@ from torch import Tensor
 
 class TargetsWithRegions(Instances):
     """
-    The objects of an image with its regions to ignore, which stay when the objects are moved to
-    another device, or some of them selected.
+    The objects of an image with its regions to ignore, which stay when objects are selected or
+    moved to another device.
     """
 
     def __init__(self, image_size: tuple[int, int], regions: Boxes, **fields: Any) -> None:
@@ -36,10 +36,10 @@ class TargetsWithRegions(Instances):
         Args:
             image_size: height and width in pixels.
             regions: M boxes, XYXY in pixels.
-            fields: of the objects, see :class:`Instances`.
+            fields: the fields of the objects, see :class:`Instances`.
         """
         super().__init__(image_size, **fields)
-        self._regions = regions  # with the underscore, no field
+        self._regions = regions  # with the underscore it is no field
 
     @property
     def ignored_regions(self) -> Boxes:
@@ -58,7 +58,7 @@ class TargetsWithRegions(Instances):
 
 def inside_regions(boxes: Tensor, regions: Tensor, ioa_thresh: float) -> Tensor:
     """
-    Find boxes of which at least a share lies inside one region.
+    Find the boxes with at least a given share of their area inside one region.
 
     Args:
         boxes: floating (N, 4), XYXY.
@@ -66,7 +66,7 @@ def inside_regions(boxes: Tensor, regions: Tensor, ioa_thresh: float) -> Tensor:
         ioa_thresh: the share of a box's own area, above 0.
 
     Returns:
-        bool (N,); False for a box of no area.
+        bool (N,); False for a box without area.
     """
     return (pairwise_ioa(Boxes(regions), Boxes(boxes)) >= ioa_thresh).any(dim=0)
 
@@ -75,7 +75,7 @@ def ignore_inside(
     labels: Tensor, negative: int, boxes: Tensor, targets: Instances, ioa_thresh: float | None
 ) -> Tensor:
     """
-    Ignore the negatives of an image that lie inside one of its regions.
+    Ignore the negatives that lie inside a region of the image.
 
     Args:
         labels: integer (N,).
@@ -85,7 +85,7 @@ def ignore_inside(
         ioa_thresh: see :func:`inside_regions`; None to ignore nothing.
 
     Returns:
-        (N,), the labels with -1 for these.
+        (N,), the labels, with -1 for these negatives.
     """
     if ioa_thresh is None:
         return labels
@@ -97,7 +97,7 @@ def ignore_inside(
 
 
 def regions_of(targets: Instances) -> Boxes:
-    """Return the regions of an image; none, with one warning, if they were dropped."""
+    """Return the regions of an image. If they were dropped, warn once and return none."""
     if isinstance(targets, TargetsWithRegions):
         return targets.ignored_regions
     _warn_once(
@@ -110,8 +110,8 @@ def regions_of(targets: Instances) -> Boxes:
 
 def warn_of_gaps(cfg: CfgNode) -> None:
     """
-    Warn once, if regions are to be ignored, of the parts of the model that do not ignore them:
-    those whose class does not say ``ignores_regions = True``.
+    Warn once, if regions are to be ignored, about the parts of the model that do not ignore them:
+    their class does not have ``ignores_regions = True``.
     """
     if not cfg.MODEL.IGNORED_REGIONS.ENABLED:
         return
@@ -127,7 +127,7 @@ def warn_of_gaps(cfg: CfgNode) -> None:
     for key, registry in used.items():
         node, _, leaf = key.rpartition(".")
         name = (cfg.MODEL[node] if node else cfg.MODEL)[leaf]
-        # Proposals from a file have no training.
+        # Proposals from a file are not trained.
         if name != "PrecomputedProposals" and not _ignores_regions(registry.get(name)):
             gaps.append(f"MODEL.{key} = {name!r}")
     if gaps:

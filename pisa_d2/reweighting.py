@@ -14,12 +14,12 @@ from .ordering import at_least_float32
 
 def importance(ranks: Tensor, n_max: Tensor | int) -> Tensor:
     """
-    Importance of samples by their rank: ``u = (n_max - rank) / n_max``.
+    Turn ranks into the importance of samples: ``u = (n_max - rank) / n_max``.
 
     Args:
         ranks: integer (N,), from 0.
-        n_max: number of samples that the ranks are divided by, at least 1, and the highest rank
-            + 1; a tensor of no or N elements, or a number.
+        n_max: the divisor of ranks, at least 1 and at least the highest rank + 1; a number, or a
+            tensor () or (N,).
 
     Returns:
         float32 (N,), in [0, 1]; 1 for rank 0.
@@ -29,13 +29,14 @@ def importance(ranks: Tensor, n_max: Tensor | int) -> Tensor:
 
 def weights_of_importance(importance: Tensor, gamma: float, beta: float) -> Tensor:
     """
-    Loss weight of samples by their importance u, before normalisation:
+    Turn the importance u of samples into loss weights, before normalisation:
     ``w = ((1 - beta) u + beta) ** gamma``.
 
     Args:
         importance: float (N,), in [0, 1].
-        gamma: how much more the first samples weigh; 0 gives all the same weight.
-        beta: the least importance, in [0, 1]; 1 gives all the same weight.
+        gamma: the exponent; the larger, the more the first samples weigh. 0 gives all samples the
+            same weight.
+        beta: the least importance, in [0, 1]; 1 gives all samples the same weight.
 
     Returns:
         float (N,), in [0, 1].
@@ -46,12 +47,12 @@ def weights_of_importance(importance: Tensor, gamma: float, beta: float) -> Tens
 
 def importance_weights(ranks: Tensor, n_max: Tensor | int, gamma: float, beta: float) -> Tensor:
     """
-    Loss weight of samples by their rank, before normalisation::
+    Turn ranks into loss weights, before normalisation::
 
         u = (n_max - rank) / n_max,   w = ((1 - beta) u + beta) ** gamma
 
-    See :func:`importance` and :func:`weights_of_importance` for arguments; an ``n_max`` of 0 is
-    taken for 1.
+    See :func:`importance` and :func:`weights_of_importance` for the arguments. An ``n_max`` of 0
+    is replaced by 1.
 
     Returns:
         float32 (N,), in [0, 1]; 1 for rank 0.
@@ -62,7 +63,7 @@ def importance_weights(ranks: Tensor, n_max: Tensor | int, gamma: float, beta: f
 
 def preserve_total(weights: Tensor, losses: Tensor) -> Tensor:
     """
-    Scale weights so that the weighted losses have the sum of the plain ones::
+    Scale weights so that the weighted losses have the same sum as the plain ones::
 
         w' = w * sum(losses) / sum(w * losses)
 
@@ -71,14 +72,14 @@ def preserve_total(weights: Tensor, losses: Tensor) -> Tensor:
         losses: floating (N,), at least 0.
 
     Returns:
-        (N,) without gradient. All ones where no factor does that: when the weighted losses add
-        up to 0 (such as when all losses are 0), or to infinity or NaN.
+        (N,) without gradient. All ones if there is no such factor: if the weighted losses add up
+        to 0 (for example, if all losses are 0), to infinity or to NaN.
     """
     weights, losses = at_least_float32(weights.detach()), at_least_float32(losses.detach())
     if len(weights) == 0:
         return weights
     scaled = weights * (losses.sum() / (weights * losses).sum())
-    # The highest is NaN, infinite or 0 where there is no such factor, otherwise 1 or more.
+    # The highest is NaN, infinite or 0 if there is no such factor, otherwise at least 1.
     highest = scaled.max()
     limits = torch.finfo(highest.dtype)
     return torch.where(highest == highest.clamp(limits.tiny, limits.max), scaled, 1.0)
@@ -86,12 +87,12 @@ def preserve_total(weights: Tensor, losses: Tensor) -> Tensor:
 
 def carl_weights(probs: Tensor, gamma: float, beta: float) -> Tensor:
     """
-    Weight of each positive's box loss in CARL::
+    Compute the weight of each positive's box loss in CARL::
 
         v = ((1 - beta) p + beta) ** gamma,   c = v * N / sum(v)
 
-    The gradient flows through v and through the sum, so that minimising ``(c * losses).sum()``
-    raises the score of samples regressed better than the weighted mean and lowers the others'.
+    The gradient flows through v and through the sum. So minimising ``(c * losses).sum()`` raises
+    the scores of samples that are regressed better than the weighted mean and lowers the others.
 
     Args:
         probs: floating (N,), predicted probability of the ground-truth class.
@@ -106,10 +107,10 @@ def carl_weights(probs: Tensor, gamma: float, beta: float) -> Tensor:
         return base
     tiny = torch.finfo(base.dtype).tiny
     if beta < tiny:
-        # The powers and sums of very small probabilities would underflow, and a gamma below 1 has
-        # no finite gradient at 0.
+        # Powers and sums of very small probabilities would underflow, and a gamma below 1 has no
+        # finite gradient at 0.
         base = base.clamp(min=tiny)
-    # Relative to the highest, which changes no weight, but keeps small powers from underflow.
+    # Dividing by the highest changes no weight, but keeps small powers from underflow.
     base = base / base.detach().max()
     values = base if gamma == 1 else base**gamma
     return values * (values.numel() / values.sum())

@@ -1,4 +1,4 @@
-"""Scalars that show the method at work, in TensorBoard and metrics.json under ``pisa/``."""
+"""Scalars that show the effect of PISA, in TensorBoard and metrics.json under ``pisa/``."""
 
 import math
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from torch import Tensor
 from .hlr import local_rank
 from .regions import inside_regions, regions_of
 
-# Detectron2's writers write every 20 iterations: between, a scalar would cost a copy to the host
-# for nothing.
+# Detectron2's writers write every 20 iterations. In between, a scalar would cost a useless copy to
+# the host.
 _PERIOD = 20
 
 
 def is_time() -> bool:
-    """Whether scalars are logged in this iteration."""
+    """Return whether scalars are logged in this iteration."""
     return (get_event_storage().iter + 1) % _PERIOD == 0
 
 
 def _put(scalars: dict[str, Tensor]) -> None:
     values = torch.stack([value.float() for value in scalars.values()]).tolist()
     for name, value in zip(scalars, values, strict=True):
-        if not math.isnan(value):  # as the mean of no samples is
+        if not math.isnan(value):  # the mean of no samples is NaN
             get_event_storage().put_scalar(f"pisa/{name}", value, smoothing_hint=False)
 
 
@@ -36,11 +36,11 @@ def log_ignored(
     ioa_thresh: float,
 ) -> None:
     """
-    Log how many boxes per image are ignored and lie inside a region.
+    Log the number of boxes per image that are ignored and lie inside a region.
 
     Args:
-        name: what they are, "proposals" or "anchors".
-        labels, boxes: of each image, integer (N,) and floating (N, 4); -1 for ignored ones.
+        name: the kind of boxes, "proposals" or "anchors".
+        labels, boxes: for each image integer (N,), -1 for ignored boxes, and floating (N, 4).
         targets, ioa_thresh: see :func:`pisa_d2.regions.ignore_inside`.
     """
     if not is_time():
@@ -54,11 +54,13 @@ def log_ignored(
 
 def log_positives(ious: Tensor, objects: Tensor, probs: Tensor, weights: Tensor) -> None:
     """
+    Log the effect of ISR-P.
+
     Args:
         ious: (P,), IoU of the regressed boxes with their ground truth.
         objects: int64 (P,), the matched object.
         probs: (P,), probability of the ground-truth class.
-        weights: (P,), by ISR-P.
+        weights: (P,), the weights of ISR-P.
     """
     if len(ious) == 0 or not is_time():
         return
@@ -70,7 +72,7 @@ def log_positives(ious: Tensor, objects: Tensor, probs: Tensor, weights: Tensor)
             "positive_iou_weighted": (share * ious).sum(),
             "positive_prob": probs.mean(),
             "positive_prob_weighted": (share * probs).sum(),
-            # The best positive of each object: its share among the positives and of their weight.
+            # The best positives of the objects: their share of the positives, and of the weight.
             "first_rank_share": is_first.float().mean(),
             "first_rank_weight": (share * is_first).sum(),
         }
@@ -81,11 +83,13 @@ def log_negatives(
     scores: Tensor, negative: Tensor, ranked: Tensor, weights: Tensor, num_images: int
 ) -> None:
     """
+    Log the effect of ISR-N.
+
     Args:
         scores: (R,), highest foreground probability of each sample.
-        negative, ranked: bool (R,), the negatives and those that have a rank of their own.
-        weights: (R,), by ISR-N.
-        num_images: number of images of the batch.
+        negative, ranked: bool (R,), the negatives, and the negatives with a rank of their own.
+        weights: (R,), the weights of ISR-N.
+        num_images: number of images in the batch.
     """
     if len(scores) == 0 or not is_time():
         return

@@ -1,4 +1,4 @@
-"""Checks settings with which a training would run, but train nothing, or fail without a reason."""
+"""Checks of settings with which training would learn nothing or fail without a clear reason."""
 
 import math
 
@@ -8,21 +8,21 @@ from .samplers import PROPOSAL_SAMPLER_REGISTRY, BatchSampler
 from .settings import check_count, check_positive, check_range
 
 _TWO_STAGE = ("GeneralizedRCNN", "PanopticFPN")
-_COCO_KEYPOINTS = 17  # of which the evaluation knows the standard deviations
+_COCO_KEYPOINTS = 17  # the evaluation has standard deviations for this number of keypoints
 
 
 def _ignores_fraction(cfg: CfgNode) -> bool:
-    """Whether positives and negatives are chosen together, whatever the fraction."""
+    """Return whether one sampler chooses both kinds and ignores the fraction of positives."""
     heads = cfg.MODEL.ROI_HEADS
     name = heads.POSITIVE_SAMPLER.NAME
-    registered = name in PROPOSAL_SAMPLER_REGISTRY  # otherwise it is refused with the model
+    registered = name in PROPOSAL_SAMPLER_REGISTRY  # if not, building the model fails
     return heads.HARD_SAMPLER.JOINT or (
         registered and issubclass(PROPOSAL_SAMPLER_REGISTRY.get(name), BatchSampler)
     )
 
 
 def _check_samples(cfg: CfgNode, name: str) -> None:
-    """The samples per image of RPN or ROI_HEADS: how many, and how many of them are positive."""
+    """Check the numbers of samples and of positives per image, of RPN or ROI_HEADS."""
     size, fraction = cfg.MODEL[name].BATCH_SIZE_PER_IMAGE, cfg.MODEL[name].POSITIVE_FRACTION
     check_count(f"MODEL.{name}.BATCH_SIZE_PER_IMAGE", size, 1)
     if name == "ROI_HEADS" and _ignores_fraction(cfg):
@@ -32,13 +32,13 @@ def _check_samples(cfg: CfgNode, name: str) -> None:
         way = f", or BATCH_SIZE_PER_IMAGE to at least {math.ceil(1 / fraction)}" if fraction else ""
         raise ValueError(
             f"MODEL.{name}.BATCH_SIZE_PER_IMAGE = {size} and POSITIVE_FRACTION = {fraction} leave "
-            f"room for no positive sample, so that nothing is learnt: their product must be at "
+            f"no room for a positive sample, so nothing would be learnt: their product must be at "
             f"least 1. Set POSITIVE_FRACTION to at least {1 / size:.3g}{way}."
         )
 
 
 def _check_matcher(cfg: CfgNode, name: str) -> None:
-    """The thresholds of RPN, ROI_HEADS or RETINANET by which positives are found."""
+    """Check the thresholds and labels of the matcher of RPN, ROI_HEADS or RETINANET."""
     thresholds, labels = list(cfg.MODEL[name].IOU_THRESHOLDS), list(cfg.MODEL[name].IOU_LABELS)
     for threshold in thresholds:
         check_positive(f"MODEL.{name}.IOU_THRESHOLDS", threshold)
@@ -51,7 +51,7 @@ def _check_matcher(cfg: CfgNode, name: str) -> None:
     if not set(labels) <= {-1, 0, 1} or 1 not in labels:
         raise ValueError(
             f"MODEL.{name}.IOU_LABELS = {labels} is not allowed: labels are 0 (background), -1 "
-            "(ignored) and 1 (positive), and without 1 nothing is learnt."
+            "(ignored) and 1 (positive), and without 1 nothing would be learnt."
         )
 
 
@@ -76,16 +76,18 @@ def _check_keypoints(cfg: CfgNode) -> None:
     if len(sigmas) != num and (sigmas or num != _COCO_KEYPOINTS) and cfg.DATASETS.TEST:
         raise ValueError(
             f"TEST.KEYPOINT_OKS_SIGMAS = {sigmas} must have a number for each of the "
-            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = {num} keypoints, or evaluation fails: such "
-            f"as [{', '.join(['0.05'] * min(num, 3))}{', ...' if num > 3 else ''}]."
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = {num} keypoints, or evaluation fails. For "
+            f"example: [{', '.join(['0.05'] * min(num, 3))}{', ...' if num > 3 else ''}]."
         )
 
 
 def check_settings(cfg: CfgNode) -> None:
     """
+    Check the settings of a training.
+
     Raises:
         ValueError: with these settings nothing would be trained, or training or evaluation would
-            fail later. The message names key and value and what is allowed.
+            fail later. The message names the key, the value and the allowed values.
     """
     check_count("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH, 1)
     check_positive("SOLVER.BASE_LR", cfg.SOLVER.BASE_LR)

@@ -1,8 +1,7 @@
 """
-Settings of the method, with the published values as defaults and checked when they are made.
+Settings of the method. Defaults are the published values, and constructors check the values.
 
-Errors name the constructor's argument; with a config they name the key, see
-:func:`naming_keys`.
+Errors name the constructor's argument, or the key of the config, see :func:`naming_keys`.
 """
 
 import math
@@ -19,9 +18,9 @@ class SettingError(ValueError):
     A value that is not allowed.
 
     Attributes:
-        name: the argument, or the config key, that has it.
+        name: the argument, or the config key.
         value: the value.
-        reason: what is allowed.
+        reason: the rule that it breaks.
     """
 
     def __init__(self, name: str, value: Any, reason: str) -> None:
@@ -30,18 +29,18 @@ class SettingError(ValueError):
         self.value = value
         self.reason = reason
 
-    def __reduce__(self) -> tuple:  # pickled with its message alone, it could not be made again
+    def __reduce__(self) -> tuple:  # the default would pickle the message alone
         return type(self), (self.name, self.value, self.reason)
 
 
 @contextmanager
 def naming_keys(node: str, **keys: str) -> Iterator[None]:
     """
-    Have errors name config keys instead of arguments.
+    Make errors name config keys instead of arguments.
 
     Args:
-        node: the config node that has the keys, such as "MODEL.PISA.CARL".
-        keys: the key of an argument that is not the argument's name in capitals.
+        node: the config node of the keys, such as "MODEL.PISA.CARL".
+        keys: the keys that are not the argument's name in capitals, by argument.
     """
     try:
         yield
@@ -56,10 +55,12 @@ def _is_number(value: Any) -> bool:
 
 def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
     """
+    Check that ``value`` is a finite number in [low, high].
+
     Raises:
-        SettingError: ``value`` is not a finite number in [low, high].
+        SettingError: it is not.
     """
-    # The largest float rather than infinity: an integer can be beyond it.
+    # The largest float instead of infinity, since an integer can exceed it.
     if not _is_number(value) or not low <= value <= min(high, sys.float_info.max):
         allowed = f"in [{low:g}, {high:g}]" if high < math.inf else f"finite and at least {low:g}"
         raise SettingError(name, value, f"it must be {allowed}")
@@ -67,8 +68,10 @@ def check_range(name: str, value: Any, low: float, high: float = math.inf) -> No
 
 def check_positive(name: str, value: Any, reason: str = "") -> None:
     """
+    Check that ``value`` is a finite number above 0.
+
     Raises:
-        SettingError: ``value`` is not a finite number above 0; ``reason`` is added to the message.
+        SettingError: it is not; ``reason`` is added to the message.
     """
     if not _is_number(value) or not 0 < value <= sys.float_info.max:
         raise SettingError(name, value, f"it must be finite and above 0{reason}")
@@ -76,8 +79,10 @@ def check_positive(name: str, value: Any, reason: str = "") -> None:
 
 def check_ioa_thresh(name: str, value: Any) -> None:
     """
+    Check that ``value`` is a number in (0, 1].
+
     Raises:
-        SettingError: ``value`` is not a number in (0, 1].
+        SettingError: it is not.
     """
     if not _is_number(value) or not 0 < value <= 1:
         raise SettingError(name, value, "it must be above 0 and at most 1")
@@ -85,8 +90,10 @@ def check_ioa_thresh(name: str, value: Any) -> None:
 
 def check_count(name: str, value: Any, low: int) -> None:
     """
+    Check that ``value`` is a whole number of at least ``low``.
+
     Raises:
-        SettingError: ``value`` is not a whole number of at least ``low``.
+        SettingError: it is not.
     """
     if not isinstance(value, Integral):
         raise SettingError(name, value, "it must be a whole number")
@@ -95,8 +102,10 @@ def check_count(name: str, value: Any, low: int) -> None:
 
 def check_flag(name: str, value: Any) -> None:
     """
+    Check that ``value`` is True or False, and not "off", for example, which would mean True.
+
     Raises:
-        SettingError: ``value`` is neither True nor False, such as "off", which would mean True.
+        SettingError: it is neither.
     """
     if not isinstance(value, bool):
         raise SettingError(name, value, "it must be True or False")
@@ -104,8 +113,10 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """
+    Check that ``value`` is one of ``choices``.
+
     Raises:
-        SettingError: ``value`` is none of ``choices``.
+        SettingError: it is not.
     """
     if value not in choices:
         raise SettingError(name, value, f"choose one of {list(choices)}")
@@ -120,11 +131,11 @@ class ISR:
     Attributes:
         gamma: at least 0; 0 gives all samples the same weight.
         beta: the least importance, in [0, 1].
-        n_max: the number of samples that ranks are divided by: "shared", that of the largest
-            class for all classes, as published; or "class", each class's own.
+        n_max: the divisor of ranks: "shared", the number of positives of the largest class, as
+            published; or "class", each class's own number.
 
     Raises:
-        SettingError: a value is out of its range.
+        SettingError: a value is out of range.
     """
 
     gamma: float = 2.0
@@ -146,10 +157,11 @@ class NegativeISR:
         gamma: at least 0; 0 gives all samples the same weight.
         beta: the least importance, in [0, 1].
         nms_thresh: IoU above which the regressed boxes of negatives form a group, in [0, 1].
-        score_thresh: negatives of a highest foreground probability above it are ranked, in [0, 1].
+        score_thresh: negatives whose highest foreground probability is above it are ranked, in
+            [0, 1].
 
     Raises:
-        SettingError: a value is out of its range.
+        SettingError: a value is out of range.
     """
 
     gamma: float = 0.5
@@ -175,7 +187,7 @@ class CARL:
         loss_weight: factor of the whole loss, at least 0.
 
     Raises:
-        SettingError: a value is out of its range.
+        SettingError: a value is out of range.
     """
 
     gamma: float = 1.0
@@ -194,7 +206,7 @@ class BalancedL1:
     The shape of balanced L1, see :func:`pisa_d2.box_losses.balanced_l1_loss`.
 
     Raises:
-        SettingError: a value is out of its range.
+        SettingError: a value is out of range.
     """
 
     alpha: float = 0.5
@@ -202,5 +214,5 @@ class BalancedL1:
 
     def __post_init__(self) -> None:
         check_positive("alpha", self.alpha)
-        # b = exp(gamma / alpha) - 1 has to be a number of which float32 computes the loss.
+        # float32 must be able to compute the loss with b = exp(gamma / alpha) - 1.
         check_range("gamma", self.gamma, self.alpha / 1000, 40 * self.alpha)

@@ -1,9 +1,9 @@
 """
 Train and evaluate detectors with pisa_d2.
 
-Detectron2's standard training script, for every data set that Detectron2 can evaluate, with the
-config keys of pisa_d2 added. Runs also under torchrun, and ends up in the same place when it was
-interrupted and resumed: see docs/distributed.md.
+This is Detectron2's standard training script, for every dataset that Detectron2 can evaluate, with
+the config keys of pisa_d2. It also runs under torchrun, and an interrupted run that is resumed ends
+with the same weights: see docs/distributed.md.
 """
 
 import argparse
@@ -43,12 +43,12 @@ from .evaluation import CheckedCOCOEvaluator
 from .model_zoo import find_config
 from .preflight import check_config, check_data
 
-# Of Detectron2 0.6's anchors and pooler; nothing that a user could mend.
+# Raised by Detectron2 0.6's anchors and pooler; users cannot act on it.
 warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
-# Of Detectron2's distributed model, in both versions.
+# Raised by Detectron2's distributed model, in both versions.
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
-# Called with the dataset, the folder for results, and whether regions are to be ignored.
+# Called with the dataset, the folder for results, and whether to ignore regions.
 EVALUATORS: dict[str, Callable[[str, str, bool], list]] = {
     "coco": lambda name, folder, ignores: [
         CheckedCOCOEvaluator(name, output_dir=folder, ignored_regions=ignores)
@@ -70,6 +70,8 @@ EVALUATORS: dict[str, Callable[[str, str, bool], list]] = {
 
 
 class Trainer(ResumableTrainer):
+    """A trainer that skips images that cannot be decoded in training, and fails in evaluation."""
+
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, mapper: Callable | None = None) -> Any:
         mapper = ReadableOnly(mapper or DatasetMapper(cfg, is_train=True), skip=True)
@@ -86,7 +88,7 @@ class Trainer(ResumableTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluators:
-        """The evaluators for the ``evaluator_type`` in the metadata of the data set."""
+        """Build the evaluators for the ``evaluator_type`` in the metadata of the dataset."""
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
         if kind not in EVALUATORS:
             raise NotImplementedError(
@@ -111,7 +113,7 @@ AddConfig = Callable[[CfgNode], None]
 
 
 def load_config(args: argparse.Namespace, add_config: AddConfig = add_pisa_config) -> CfgNode:
-    """The config that the command line names, by its path or as one of this package, in full."""
+    """Load the config that the command line names, by its path or its name in this package."""
     args.config_file = find_config(args.config_file)
     cfg = get_cfg()
     add_config(cfg)
@@ -147,8 +149,11 @@ def main(
     add_config: AddConfig = add_pisa_config,
 ) -> Any:
     """
-    Train, or evaluate, as the command line ``args`` say. Projects give their own trainer, and what
-    adds their keys to a config.
+    Train or evaluate, as the command line ``args`` say.
+
+    Args:
+        trainer_class: the trainer; projects pass their own.
+        add_config: adds the keys of this package, and of a project, to a config.
     """
     if args.eval_only:
         cfg = setup(args, add_config)
@@ -166,7 +171,7 @@ def main(
     with occupied(load_config(args, add_config).OUTPUT_DIR):
         cfg = setup(args, add_config)
         trainer = trainer_class(cfg)
-        check_same_classes(cfg)  # all are known now
+        check_same_classes(cfg)  # all classes are known now
         if comm.is_main_process():
             check_room(cfg.OUTPUT_DIR, trainer.model)
         trainer.resume_or_load(resume=args.resume)
