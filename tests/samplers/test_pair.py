@@ -140,5 +140,5 @@ def test_predictions_that_nobody_asked_for_are_an_error():
 
 
 def test_the_range_of_joined_images_is_asked_of_each():
-    with pytest.raises(AttributeError, match="of each image by itself"):
+    with pytest.raises(AttributeError, match="differs between images"):
         _ = Joined(batch_of(3, 4)).negative_range
