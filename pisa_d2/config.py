@@ -1,10 +1,11 @@
 """The config keys of this package, and their translation into arguments of constructors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 from fvcore.common.registry import Registry
 
 from .box_losses import BALANCED_L1
@@ -159,6 +160,19 @@ def add_pisa_config(cfg: CN) -> None:
     cfg.MODEL.PISA.CARL.BETA = 0.2
     # Factor of the loss, >= 0. ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT does not apply to it.
     cfg.MODEL.PISA.CARL.LOSS_WEIGHT = 1.0
+
+
+def read_config(path: str, add_config: Callable[[CN], None] = add_pisa_config) -> CN:
+    """
+    Read a yaml config, with ``_BASE_``.
+
+    Args:
+        add_config: adds the keys that the file may have to Detectron2's, in place.
+    """
+    cfg = get_cfg()
+    add_config(cfg)
+    cfg.merge_from_file(path)
+    return cfg
 
 
 def look_up(registry: Registry, key: str, name: Any) -> Any:

@@ -7,9 +7,9 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import LazyConfig, get_cfg
+from detectron2.config import LazyConfig
 
-from .config import add_pisa_config
+from .config import read_config
 
 # A wheel has the configs inside the package; a checkout has them next to it.
 _FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
@@ -81,7 +81,4 @@ def get_config(name: str, trained: bool = False) -> Any:
         )
     if path.endswith(".py"):
         return LazyConfig.load(path)
-    cfg = get_cfg()
-    add_pisa_config(cfg)
-    cfg.merge_from_file(path)
-    return cfg
+    return read_config(path)

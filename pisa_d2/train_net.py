@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
 from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.evaluation import (
@@ -32,7 +32,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from .config import add_pisa_config, ignored_ioa_thresh
+from .config import add_pisa_config, ignored_ioa_thresh, read_config
 from .data import ReadableOnly, register_from_config
 from .data.classes import check_same_classes, take_num_classes
 from .detections import DetectionsWriter
@@ -115,9 +115,7 @@ AddConfig = Callable[[CfgNode], None]
 def load_config(args: argparse.Namespace, add_config: AddConfig = add_pisa_config) -> CfgNode:
     """Load the config that the command line names, by its path or its name in this package."""
     args.config_file = find_config(args.config_file)
-    cfg = get_cfg()
-    add_config(cfg)
-    cfg.merge_from_file(args.config_file)
+    cfg = read_config(args.config_file, add_config)
     cfg.merge_from_list(args.opts)
     register_from_config(cfg)
     return cfg

@@ -1,7 +1,15 @@
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+
+T = TypeVar("T")
+
+
+def evenly(items: Sequence[T], num: int) -> list[T]:
+    """Take ``num`` items, or all if there are fewer: the middle of each of ``num`` equal parts."""
+    num = min(num, len(items))
+    return [items[(2 * i + 1) * len(items) // (2 * num)] for i in range(num)]
 
 
 def register_dataset(

@@ -1,8 +1,30 @@
 import json
+import math
 import os
+from pathlib import Path
 from typing import Any
 
 from detectron2.utils.events import JSONWriter
+
+# COCO's AP of boxes, in the order of COCOeval.stats; metrics.json has them as "bbox/AP".
+COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """
+    Returns:
+        The lines of the ``metrics.json`` of a run, in its output folder, with NaN for null. A line
+        that is not finished, of a run that goes on or was killed, is left out.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    text = (Path(folder) / "metrics.json").read_text()
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [
+        {name: math.nan if value is None else value for name, value in json.loads(line).items()}
+        for line in lines
+    ]
 
 
 class _WithoutNaN:

@@ -14,15 +14,16 @@ from unittest.mock import patch
 
 from timing import Timing, count_synchronisations, in_turn, now, peak_memory
 
-import pisa_d2  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # noqa: F401  # isort: skip  (before detectron2: it patches 0.6)
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from pisa_d2.config import read_config
 from pisa_d2.data import register_from_config
 from pisa_d2.data.classes import take_num_classes
 from pisa_d2.roi_heads import mixin
@@ -74,9 +75,7 @@ def variants(cfg: CfgNode) -> dict[str, list]:
 
 
 def setup(config_file: str, options: list, device: str) -> CfgNode:
-    cfg = get_cfg()
-    pisa_d2.add_pisa_config(cfg)
-    cfg.merge_from_file(config_file)
+    cfg = read_config(config_file)
     # NMS would leave a handful of proposals; without it there are as many as asked for.
     cfg.merge_from_list(["MODEL.DEVICE", device, "MODEL.RPN.NMS_THRESH", 1.0, *options])
     register_from_config(cfg)

@@ -11,16 +11,16 @@ from benchmark_losses import Shape, make_batch
 from benchmark_steps import NEGATIVE, POSITIVE, switch
 from counting import uncounted
 
-import pisa_d2  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # noqa: F401  # isort: skip  (before detectron2: it patches 0.6)
 
 import torch
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_roi_heads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from pisa_d2.config import read_config
 from pisa_d2.roi_heads.fast_rcnn import PISAFastRCNNOutputLayers
 from pisa_d2.roi_heads.sample_fields import OBJECT_FIELD
 
@@ -134,9 +134,7 @@ def sampling_of(options: list | None, num_images: int, device: str = "cpu") -> C
 
 def retinanet_of(options: list | None, num_images: int, device: str = "cpu") -> Callable[[], None]:
     """Labels of anchors, and losses, forward and backward."""
-    cfg = get_cfg()
-    pisa_d2.add_pisa_config(cfg)
-    cfg.merge_from_file(str(RETINANET))
+    cfg = read_config(str(RETINANET))
     stock = ["MODEL.META_ARCHITECTURE", "RetinaNet"]
     cfg.merge_from_list(["MODEL.DEVICE", device, *(stock if options is None else options)])
     model = build_model(cfg).train()

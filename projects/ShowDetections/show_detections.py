@@ -26,12 +26,13 @@ from matplotlib.patheffects import withStroke
 from pycocotools import mask
 
 from pisa_d2.data import register_builtin_datasets, register_datasets
+from pisa_d2.data.catalog import evenly
 from pisa_d2.data.regions import with_regions_as_crowds
 from pisa_d2.data.registered import check_registered
+from pisa_d2.engine.metrics import COCO_METRICS, read_metrics
 from pisa_d2.pictures import picture_names
 
 IOU_THRESHOLD = 0.5  # a detection is right where AP50 counts it as right
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 # Ten colours that colour-blind eyes tell apart (arXiv:2107.02270), each with one that stands out
 # against it, for text and outlines.
 COLORS = (
@@ -144,9 +145,7 @@ def load_pictures(output_dir: Path, num_images: int, min_score: float) -> list[P
         )
     if ignores_regions(output_dir):
         records = with_regions_as_crowds(records)
-    num_images = min(num_images, len(records))
-    # The middle one of each of num_images equal parts.
-    records = [records[(2 * i + 1) * len(records) // (2 * num_images)] for i in range(num_images)]
+    records = evenly(records, num_images)
     results: dict[Any, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}
     for result in all_results:
         if result["image_id"] in results and result["score"] >= min_score:
@@ -173,18 +172,22 @@ def load_pictures(output_dir: Path, num_images: int, min_score: float) -> list[P
     return pictures
 
 
-def read_metrics(output_dir: Path) -> dict[str, float] | None:
-    """Box AP of the last evaluation in training, in percent; None if there was none."""
+def last_metrics(output_dir: Path) -> dict[str, float] | None:
+    """Return the box AP of the last evaluation in training, in percent; None if there was none."""
     names = read_test_sets(output_dir)
     prefix = "bbox/" if len(names) == 1 else f"{names[-1]}/bbox/"
-    path = output_dir / "metrics.json"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    lines = [line for line in lines if f'"{prefix}AP"' in line]
-    if not lines:
+    try:
+        lines = read_metrics(output_dir)
+    except FileNotFoundError:
         return None
-    values = json.loads(lines[-1])
-    found = {key: values[prefix + key] for key in METRICS if prefix + key in values}
-    return {key: math.nan if value is None else value for key, value in found.items()}
+    evaluations = [line for line in lines if f"{prefix}AP" in line]
+    if not evaluations:
+        return None
+    return {
+        name: evaluations[-1][prefix + name]
+        for name in COCO_METRICS
+        if prefix + name in evaluations[-1]
+    }
 
 
 def draw(pictures: list[Picture], path: Path, panel_width: float) -> None:
@@ -251,7 +254,7 @@ def main() -> None:
         parser.error("--num-images must be at least 1")
     try:
         pictures = load_pictures(args.output_dir, args.num_images, args.min_score)
-        metrics = read_metrics(args.output_dir)
+        metrics = last_metrics(args.output_dir)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"{parser.prog}: {error}")
 

@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from comparison import METRICS, Grid, Pair, Result, markdown, plot
+from comparison import Grid, Pair, Result, markdown, plot
 from grid_checks import check_grid
 from tqdm import tqdm
+
+from pisa_d2.engine.metrics import COCO_METRICS, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,12 +107,11 @@ def read_result(run: Run) -> Result | None:
         RuntimeError: it is done, and has no AP.
     """
     path = run.folder / "metrics.json"
-    lines = [json.loads(line) for line in path.open()] if path.is_file() else []
+    lines = read_metrics(run.folder) if path.is_file() else []
     # Evaluations during the training are not the result.
     if not lines or "bbox/AP" not in lines[-1] or not (run.folder / "model_final.pth").is_file():
         return None
-    values = [lines[-1][f"bbox/{metric}"] for metric in METRICS]
-    values = [math.nan if value is None else value for value in values]  # unknown to JSON
+    values = [lines[-1][f"bbox/{metric}"] for metric in COCO_METRICS]
     if math.isnan(values[0]):
         raise RuntimeError(
             f"{run.name}, has no AP: its detector found nothing. Train for longer than "

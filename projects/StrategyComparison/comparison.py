@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t as students_t
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+from pisa_d2.engine.metrics import COCO_METRICS
 
 
 class Result(NamedTuple):
@@ -150,7 +150,7 @@ class Grid(NamedTuple):
         spreads = {}
         for family in self.families(dataset):
             results = [result for result in of_dataset if result.strategy in family]
-            of_family = {metric: spread(results, metric, paired) for metric in METRICS}
+            of_family = {metric: spread(results, metric, paired) for metric in COCO_METRICS}
             spreads.update(dict.fromkeys(family, of_family))
         return spreads
 
@@ -161,8 +161,8 @@ def differences(beside: list[tuple[Result, Result]], metric: str) -> list[float]
 
 def markdown(grid: Grid) -> str:
     """For each data set a table of AP, and one of the differences to the baselines."""
-    columns = " | ".join(METRICS)
-    rule = "---|" * len(METRICS)
+    columns = " | ".join(COCO_METRICS)
+    rule = "---|" * len(COCO_METRICS)
     lines = []
     for dataset in grid.datasets():
         lines += [f"### {dataset}", "", f"| strategy | seeds | {columns} |", f"|---|---|{rule}"]
@@ -173,7 +173,7 @@ def markdown(grid: Grid) -> str:
                 of_runs[name][metric]
                 .interval([getattr(run, metric) for run in runs.values()], 1)
                 .text()
-                for metric in METRICS
+                for metric in COCO_METRICS
             ]
             lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
         if compared := grid.compared(dataset):
@@ -184,7 +184,7 @@ def markdown(grid: Grid) -> str:
                 of_differences[name][metric]
                 .interval(differences(beside, metric), 2)
                 .text(signed=True)
-                for metric in METRICS
+                for metric in COCO_METRICS
             ]
             # The fastest of each: what else the machine does can only slow a run down.
             seconds, of_base = (
@@ -234,11 +234,11 @@ def plot(grid: Grid, path: Path) -> None:
     heights = [0.9 + 0.27 * len(compared) for compared in datasets.values()]
     figure = Figure(figsize=(13, sum(heights)), dpi=120, layout="constrained")
     panels = figure.subplots(
-        len(datasets), len(METRICS), squeeze=False, sharey="row", height_ratios=heights
+        len(datasets), len(COCO_METRICS), squeeze=False, sharey="row", height_ratios=heights
     )
     for row, (dataset, compared) in zip(panels, datasets.items(), strict=True):
         spreads = grid.spreads(dataset, paired=True)
-        for axes, metric in zip(row, METRICS, strict=True):
+        for axes, metric in zip(row, COCO_METRICS, strict=True):
             for place, (pair, beside) in enumerate(compared.items()):
                 of_pair = spreads[pair.strategy][metric]
                 plot_difference(axes, place, differences(beside, metric), of_pair)

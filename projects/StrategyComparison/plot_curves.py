@@ -5,11 +5,12 @@ enough. Runs need TEST.EVAL_PERIOD for more than the last point.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from pisa_d2.engine.metrics import read_metrics
 
 
 def read_curves(folder: Path) -> dict[str, dict[int, float]]:
@@ -21,12 +22,11 @@ def read_curves(folder: Path) -> dict[str, dict[int, float]]:
         FileNotFoundError: there is none.
     """
     curves: dict[str, dict[int, float]] = {}
-    with (folder / "metrics.json").open() as file:
-        for line in map(json.loads, file):
-            for name, value in line.items():
-                if name == "bbox/AP" or name.startswith("loss_"):
-                    curve = curves.setdefault(name.removeprefix("bbox/"), {})
-                    curve[line["iteration"]] = value
+    for line in read_metrics(folder):
+        for name, value in line.items():
+            if name == "bbox/AP" or name.startswith("loss_"):
+                curve = curves.setdefault(name.removeprefix("bbox/"), {})
+                curve[line["iteration"]] = value
     return curves
 
 

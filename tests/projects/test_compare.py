@@ -47,7 +47,7 @@ def find(runs, dataset, strategy, seed):
 def finish(run, ap, of_step=0.5, lines=None):
     """Leave what a run leaves that is done."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    names = [f"bbox/{metric}" for metric in compare.METRICS]
+    names = [f"bbox/{metric}" for metric in compare.COCO_METRICS]
     lines = lines or [
         {"iteration": 19, "time": 9.0},
         {"iteration": 20, **dict.fromkeys(names, 1.0)},
@@ -212,7 +212,7 @@ def test_what_is_done_is_reported_without_training(runs, grid, tmp_path, monkeyp
 def test_a_run_of_a_few_steps_is_reported_without_time_or_says_that_it_found_nothing(
     runs, grid, tmp_path, monkeypatch, capsys
 ):
-    names = [f"bbox/{metric}" for metric in compare.METRICS]
+    names = [f"bbox/{metric}" for metric in compare.COCO_METRICS]
     few = {**dict.fromkeys(names, 1.5), "bbox/APs": None}
     for run in (runs[0], runs[1]):
         finish(run, ap=0, lines=[{"iteration": 2, "lr": 0.1}, {"iteration": 3, **few}])

@@ -14,7 +14,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from head_study.cache import Frozen, plan_cache
 from head_study.detector import load_detector
-from head_study.evaluation import METRICS, Evaluator, Scores, truth_of
+from head_study.evaluation import Evaluator, Scores, truth_of
 from head_study.report import About, differences, markdown, plot
 from head_study.results import Results, Row
 from head_study.runs import check_half, score_detector
@@ -22,6 +22,8 @@ from head_study.strategies import Comparison, Strategies, read_strategies
 from head_study_models import PISA, detector_cfg, small_study
 from helpers import ROOT, load_script, random_batch, register_images, small_retinanet_cfg
 from scipy import stats
+
+from pisa_d2.engine.metrics import COCO_METRICS
 
 study_script = load_script("projects/HeadStudy/study.py")
 
@@ -151,7 +153,7 @@ def test_scores_are_those_of_detectron2s_evaluator(cfg, tmp_path):
     weights = np.array([[1, 1, 1, 1], [0, 4, 0, 0]])
     scores = Evaluator(truth_of(name), ids[::-1], weights).score(own)
     of_one = evaluator.evaluate(img_ids=[ids[2]])["bbox"]["AP"]
-    for metric in METRICS:
+    for metric in COCO_METRICS:
         assert scores.metrics[metric] == pytest.approx(theirs[metric], nan_ok=True)
     assert scores.resampled == pytest.approx([theirs["AP"], of_one])
     assert 10 < theirs["AP"] < 90
@@ -257,7 +259,7 @@ def made_results(path, effects, num_seeds=8):
     for strategy, effect in effects.items():
         for seed in range(num_seeds):
             ap = 50 + effect + of_seeds[seed] + generator.normal(0, 0.5)
-            metrics = {**dict.fromkeys(METRICS, 10.0), "AP": ap}
+            metrics = {**dict.fromkeys(COCO_METRICS, 10.0), "AP": ap}
             row = Row.of(strategy, seed, Scores(metrics, np.zeros(0)), 3.0, "abc")
             results.add(row, ap + (1 + effect) * of_images)
     results.write(effects)

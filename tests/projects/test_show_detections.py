@@ -180,8 +180,8 @@ def test_of_several_test_sets_the_last_is_shown(run: Path):
     write_config(run, ["unknown", "pets"])
     assert len(show.load_pictures(run, num_images=6, min_score=0.5)) == 2
     line = {"unknown/bbox/AP": 1.0, **{f"pets/bbox/{k}": v for k, v in METRICS.items()}}
-    (run / "metrics.json").write_text(json.dumps(line))
-    assert show.read_metrics(run)["AP50"] == 50.0
+    (run / "metrics.json").write_text(json.dumps(line) + "\n")
+    assert show.last_metrics(run)["AP50"] == 50.0
 
 
 @pytest.mark.parametrize("results", [RESULTS, []], ids=["detections", "no detections"])

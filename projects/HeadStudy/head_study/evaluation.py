@@ -14,18 +14,17 @@ from detectron2.modeling import ROIHeads
 from detectron2.modeling.postprocessing import detector_postprocess
 from pycocotools.cocoeval import COCOeval
 
+from pisa_d2.engine.metrics import COCO_METRICS
 from pisa_d2.evaluation import coco_truth, index_coco
 
 from .bootstrap import Array, average_precision, matches_of
 from .cache import View, collate
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-
 
 class Scores(NamedTuple):
     """
     Attributes:
-        metrics: COCO's, in percent, by the names in :data:`METRICS`.
+        metrics: COCO's, in percent, by the names in :data:`COCO_METRICS`.
         resampled: AP (B,) on each resample of the test images.
     """
 
@@ -96,7 +95,7 @@ class Evaluator:
             detections: in COCO's format, with contiguous category ids.
         """
         if not detections:
-            nothing = dict.fromkeys(METRICS, 0.0)
+            nothing = dict.fromkeys(COCO_METRICS, 0.0)
             return Scores(nothing, self.weights.sum(axis=1) * 0.0)
         if self.category_ids:
             detections = [
@@ -110,6 +109,6 @@ class Evaluator:
             evaluation.summarize()
         metrics = {
             name: 100 * float(value) if value >= 0 else math.nan
-            for name, value in zip(METRICS, evaluation.stats[:6], strict=True)
+            for name, value in zip(COCO_METRICS, evaluation.stats[:6], strict=True)
         }
         return Scores(metrics, average_precision(matches_of(evaluation), self.weights))

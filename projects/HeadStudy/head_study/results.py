@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pisa_d2.engine.metrics import COCO_METRICS
+
 from .bootstrap import Array
-from .evaluation import METRICS, Scores
+from .evaluation import Scores
 
 
 class Row(NamedTuple):
@@ -28,7 +30,7 @@ class Row(NamedTuple):
 
     @classmethod
     def of(cls, strategy: str, seed: int, scores: Scores, seconds: float, settings: str) -> "Row":
-        metrics = {name: round(scores.metrics[name], 3) for name in METRICS}
+        metrics = {name: round(scores.metrics[name], 3) for name in COCO_METRICS}
         return cls(strategy, seed, seconds=round(seconds, 1), settings=settings, **metrics)
 
 
