@@ -157,13 +157,13 @@ def _spoil_val_image(root, content):
 @pytest.mark.parametrize(
     ("spoil", "opts", "message"),
     [
-        (_spoil_train_size, [], "'digits_train': 1 of 12 images have another size"),
+        (_spoil_train_size, [], "'digits_train': 1 of 12 images differ in size"),
         (_spoil_train_category, [], r"annotations\[3\] .*category_id = 99"),
         (_spoil_all_train_images, [], "'digits_train': 12 of 12 images are damaged"),
         (_spoil_val_image, [], "'digits_val': 1 of 4 images are damaged"),
         (None, ["MODEL.MASK_ON", "True"], "none of .* objects have a mask"),
         (None, ["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "Set the key to 10"),
-        (None, ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "1"], "no positive sample"),
+        (None, ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "1"], "room for a positive sample"),
     ],
 )
 def test_what_would_fail_or_falsify_a_run_ends_it_before_the_first_step(

@@ -1,6 +1,6 @@
 """
-Datasets: those of this package, and a user's own in COCO's or Pascal VOC's format. Importing this
-registers nothing.
+The datasets of this package, and users' own datasets in COCO's or Pascal VOC's format. Importing
+this module registers nothing.
 """
 
 import warnings
@@ -26,6 +26,6 @@ __all__ = [
     "register_from_config",
 ]
 
-# `python -m pisa_d2.data.digits` finds its module already imported by the lines above, and warns.
-# It does no harm: the module keeps no state.
+# `python -m pisa_d2.data.digits` warns that the lines above have already imported its module. That
+# is harmless, since the module keeps no state.
 warnings.filterwarnings("ignore", r"'pisa_d2\.data\.digits' found in sys\.modules", RuntimeWarning)

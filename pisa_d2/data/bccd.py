@@ -1,6 +1,6 @@
 """
-``bccd_train``, ``bccd_val``, ``bccd_trainval`` and ``bccd_test``: BCCD, 364 photographs of blood
-cells (https://github.com/Shenggan/BCCD_Dataset, MIT licence), in the layout of Pascal VOC.
+BCCD, 364 photographs of blood cells (https://github.com/Shenggan/BCCD_Dataset, MIT licence), in the
+layout of Pascal VOC, as ``bccd_train``, ``bccd_val``, ``bccd_trainval`` and ``bccd_test``.
 """
 
 import functools
@@ -22,44 +22,46 @@ SPLITS = ("train", "val", "trainval", "test")
 
 def load_bccd(folder: str | os.PathLike, split: str) -> list[dict[str, Any]]:
     """
+    Load a split of BCCD.
+
     Args:
-        folder: contains "Annotations", "ImageSets" and "JPEGImages".
-        split: one of "train", "val", "trainval" and "test".
+        folder: the folder with "Annotations", "ImageSets" and "JPEGImages".
+        split: "train", "val", "trainval" or "test".
 
     Returns:
-        One dict an image in Detectron2's format. Boxes without area (two in the real data), which
-        mark no cell, are left out with a warning.
+        One dict per image in Detectron2's format. Boxes without area (two in the real data) mark no
+        cell and are left out, with a warning.
 
     Raises:
-        FileNotFoundError: the data set, or a file of it, is not there.
-        ValueError: an annotation file cannot be understood. The message names it.
+        FileNotFoundError: the dataset or one of its files is missing.
+        ValueError: an annotation file cannot be parsed. The message names it.
     """
     folder = Path(folder)
     image_set = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not image_set.is_file():
         raise FileNotFoundError(
             f"'{image_set}' is missing. Put BCCD into '{folder}', or set the environment variable "
-            "DETECTRON2_DATASETS to the folder that contains BCCD. Expected in it are "
+            "DETECTRON2_DATASETS to the folder that contains BCCD. The expected files are "
             "BCCD/Annotations/*.xml, BCCD/ImageSets/Main/{train,val,trainval,test}.txt and "
             "BCCD/JPEGImages/*.jpg."
         )
     try:
         records = load_voc_instances(str(folder), split, CLASSES)
     except (ElementTree.ParseError, AttributeError, IndexError, TypeError, ValueError):
-        # The loader's own error does not say which of hundreds of files it was.
+        # The loader's own error does not name the file.
         for image_id in image_set.read_text().split():
             _check_annotation(folder / "Annotations" / f"{image_id}.xml")
         raise
 
     dropped = []
     for record in records:
-        record["image_id"] = str(record["image_id"])  # NumPy's str does not load from a checkpoint
+        record["image_id"] = str(record["image_id"])  # a checkpoint cannot load NumPy's str
         boxes = [a for a in record["annotations"] if _has_area(a["bbox"])]
         dropped += [f"{record['image_id']}.xml"] * (len(record["annotations"]) - len(boxes))
         record["annotations"] = boxes
     if dropped:
         logger.warning(
-            "Left out %d box(es) without area, in %s of '%s'.",
+            "Dropped %d box(es) without area, in %s of '%s'.",
             len(dropped),
             ", ".join(dropped),
             folder / "Annotations",
@@ -68,7 +70,7 @@ def load_bccd(folder: str | os.PathLike, split: str) -> list[dict[str, Any]]:
 
 
 def _has_area(box: list[float]) -> bool:
-    # The loader takes 1 from the lower corner, so a box of xmin = xmax in the file is 1 wide here.
+    # The loader subtracts 1 from xmin and ymin, so a box with xmin = xmax in the file is 1 wide.
     return box[2] - box[0] > 1 and box[3] - box[1] > 1
 
 
@@ -84,14 +86,14 @@ def _check_annotation(path: Path) -> None:
     except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(
             f"'{path}' is not a Pascal VOC annotation of the classes {', '.join(CLASSES)} "
-            f"({error}). It may be torn: copy it anew."
+            f"({error}). It may be corrupt: copy or download it again."
         ) from error
 
 
 def register_bccd(root: str | os.PathLike, replace: bool = True) -> None:
     """
-    Register the four splits, read from ``<root>/BCCD`` when loaded. Names that are taken are
-    replaced, or with ``replace=False`` left alone.
+    Register the four splits, which are read from ``<root>/BCCD`` when they are loaded. Registered
+    names are replaced, or kept with ``replace=False``.
     """
     folder = Path(root).expanduser() / "BCCD"
     for split in SPLITS:

@@ -1,4 +1,4 @@
-"""Checks the boxes of a dataset in Detectron2's format."""
+"""Checks of the boxes of a dataset in Detectron2's format."""
 
 import contextlib
 import math
@@ -13,7 +13,7 @@ from detectron2.structures import BoxMode
 from .messages import Warn, named
 from .objects import Objects
 
-# What makes a box unusable; the first that applies is named.
+# Faults that make a box unusable; messages name the first one that applies.
 _BOX_FAULTS = (
     "is not four numbers",
     "is not finite",
@@ -21,9 +21,9 @@ _BOX_FAULTS = (
     "has no area",
     "lies outside the image",
 )
-# Boxes that stand out are reported if they are at least this share of all.
+# Implausible boxes are reported if they are at least this share of all.
 _CONSPICUOUS = 0.05
-# Another reading of the boxes is proposed if it fits this share of them.
+# A different reading of the boxes is proposed if it fits this share of them.
 _FITTING = 0.95
 _MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 
@@ -39,7 +39,12 @@ def _four_numbers(box: Any) -> list[float] | None:
 
 
 def _as_array(boxes: list) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 4), float64, and (N,), bool: which boxes are four numbers; the others are NaN."""
+    """
+    Convert boxes to an array.
+
+    Returns:
+        float64 (N, 4), NaN for boxes that are not four numbers; bool (N,), which boxes are.
+    """
     with contextlib.suppress(TypeError, OverflowError):
         if set(map(len, boxes)) <= {4}:
             numbers = array("d", chain.from_iterable(boxes))  # several times faster than np.array
@@ -58,7 +63,7 @@ def _modes(objects: Objects) -> np.ndarray:
 
 
 def _find_faults(boxes: np.ndarray, xywh: np.ndarray, images: np.ndarray) -> list[np.ndarray]:
-    """For each of :data:`_BOX_FAULTS` but the first, which boxes have it."""
+    """For each of :data:`_BOX_FAULTS` except the first, find the boxes that have it."""
     with np.errstate(invalid="ignore", over="ignore"):
         sizes = np.where(xywh[:, None], boxes[:, 2:], boxes[:, 2:] - boxes[:, :2])
         ends = boxes[:, :2] + sizes
@@ -72,12 +77,12 @@ def _find_faults(boxes: np.ndarray, xywh: np.ndarray, images: np.ndarray) -> lis
 
 def check_boxes(objects: Objects, warn: Warn) -> Objects:
     """
-    Check all boxes but rotated ones and those with relative coordinates.
+    Check all boxes except rotated ones and ones with relative coordinates.
 
     Returns:
-        The objects without unusable boxes, which a warning counts and names. Another warning
-        shows an example where boxes seem to be fractions of the image's size, corners or centres
-        instead of what their mode says, or of images of another size.
+        The objects without unusable boxes, which a warning counts and names. Another warning shows
+        an example if boxes seem to be fractions of the image's size, corners or centres against
+        their mode, or to belong to images of a different size.
     """
     boxes, valid = _as_array(objects.boxes)
     images, mode = objects.sizes(), _modes(objects)
@@ -97,11 +102,11 @@ def check_boxes(objects: Objects, warn: Warn) -> Objects:
             for i in bad
         ]
         warn(f"dropped {len(bad)} of {len(boxes)} box(es) as unusable: {named(texts)}.")
-    looked_at = np.flatnonzero(usable & known & np.isfinite(images).all(axis=1))
-    found = _find_implausible(boxes[looked_at], xywh[looked_at], images[looked_at])
+    checked = np.flatnonzero(usable & known & np.isfinite(images).all(axis=1))
+    found = _find_implausible(boxes[checked], xywh[checked], images[checked])
     if found is not None:
         which, fact, advice = found
-        i = int(looked_at[np.argmax(which)])
+        i = int(checked[np.argmax(which)])
         box = [float(f"{value:g}") for value in boxes[i]]
         warn(
             f"{which.sum()} of {len(which)} boxes {fact}, such as {box} of {objects.file(i)}, "
@@ -113,7 +118,7 @@ def check_boxes(objects: Objects, warn: Warn) -> Objects:
 def _find_implausible(
     boxes: np.ndarray, xywh: np.ndarray, images: np.ndarray
 ) -> tuple[np.ndarray, str, str] | None:
-    """The boxes that seem to be meant otherwise, what they do, and what they may be instead."""
+    """Find implausible boxes. Return which these are, their fault and their likely meaning."""
     if len(boxes) == 0:
         return None
     tiny = np.all((boxes >= 0) & (boxes <= 1) & (images > 2).all(axis=1, keepdims=True), axis=1)
@@ -131,14 +136,14 @@ def _find_implausible(
         "corners [x1, y1, x2, y2]": (starts, others),
         "centres [x, y, width, height]": (starts - others / 2, starts + others / 2),
     }
-    advice = "They are cut off there. Are they of images of another size?"
+    advice = "They are clipped to the image. Do they belong to images of a different size?"
     for name, (first, last) in readings.items():
         # With an area and inside the image, up to a pixel of rounding.
         fits = np.all((first < last) & (first >= -1) & (last <= images + 1), axis=1)
         if xywh.all() and fits.mean() >= _FITTING:
             advice = (
-                f"Read as {name}, {fits.sum()} of them fit into their image, so they seem to be "
-                "that. COCO's boxes are [left, top, width, height]: convert them."
+                f"Read as {name}, {fits.sum()} of them fit into their image, so that is probably "
+                "what they are. COCO's boxes are [left, top, width, height]: convert them."
             )
             break
-    return outside, "reach over the right or lower edge of their image", advice
+    return outside, "extend beyond the right or lower edge of their image", advice

@@ -1,3 +1,5 @@
+"""Registration of a dataset and its metadata with Detectron2, and a choice of its records."""
+
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -16,8 +18,8 @@ def register_dataset(
     name: str, load: Callable[[], list[dict]], replace: bool = True, **metadata: Any
 ) -> None:
     """
-    Register ``load`` and the metadata with Detectron2. An earlier ``name`` is replaced, or with
-    ``replace=False`` left alone.
+    Register ``load`` and the metadata with Detectron2. A registered ``name`` is replaced, or kept
+    with ``replace=False``.
     """
     if name in DatasetCatalog and not replace:
         return

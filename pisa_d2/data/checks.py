@@ -1,5 +1,5 @@
 """
-Validates datasets before training. Detectron2's loader would ignore these faults, or fail hours
+Validation of datasets before training. Detectron2's loader would ignore these faults, or fail hours
 later without naming a file.
 """
 
@@ -37,24 +37,24 @@ def check_dataset(
     dicts: list[dict], name: str, needs: Needs | None = None, warn: Warn | None = None
 ) -> list[dict]:
     """
-    Check a dataset. Of its images only the headers are read.
+    Check a dataset. Only the headers of its images are read.
 
     Args:
-        dicts: one per image, in Detectron2's format.
-        name: of the dataset, whose metadata, where it has any, give the classes.
-        needs: what it must have.
+        dicts: one dict per image, in Detectron2's format.
+        name: the name of the dataset; its metadata may have the classes.
+        needs: the requirements of the model.
         warn: called with each warning, without the dataset's name; logs it by default.
 
     Returns:
-        The same without what cannot be trained on: boxes of no area, outside the image, of negative
-        size, or with values that are not four finite numbers; objects without a usable mask, where
-        the model needs one; damaged images, unless it is for evaluation. These are counted, and the
-        first of them named, in a warning.
+        The dataset without its unusable parts: boxes without area, outside the image, of negative
+        size, or not of four finite numbers; objects without a usable mask, if the model needs one;
+        damaged images, unless the dataset is for evaluation. A warning counts them and names the
+        first ones.
 
     Raises:
         FileNotFoundError: images are missing.
-        ValueError: something else makes it unusable. Messages name dataset, file and value, and say
-            what to do.
+        ValueError: a different fault makes the dataset unusable. Messages name the dataset, the
+            file, the value and the fix.
     """
     needs = needs or Needs()
 
@@ -63,7 +63,7 @@ def check_dataset(
 
     warn = warn or log
     if not dicts:
-        raise ValueError(f"Dataset '{name}' has no images: look at its annotation file.")
+        raise ValueError(f"Dataset '{name}' has no images: check its annotation file.")
     dicts = with_whole_sizes(dicts, name)
     dicts = check_images(dicts, name, needs.reading, warn)
     if not any("annotations" in record for record in dicts):
@@ -71,7 +71,7 @@ def check_dataset(
     objects = Objects(dicts)
     check_classes(objects, name, needs)
     objects = check_boxes(with_known_crowds(objects, name), warn)
-    # Other evaluators look at boxes alone.
+    # Other evaluators use only boxes.
     if needs.train or MetadataCatalog.get(name).get("evaluator_type") == "coco":
         if needs.masks is not None:
             objects = check_masks(objects, name, needs.masks if needs.train else None, warn)
@@ -90,7 +90,7 @@ def usable_boxes(dicts: list[dict]) -> list[dict]:
 
 @dataclass
 class _CheckedDataset:
-    """Replaces a dataset in the catalog, to check it whenever it is loaded."""
+    """A dataset in the catalog that is checked whenever it is loaded."""
 
     name: str
     load: Callable[[], Any]
@@ -98,7 +98,7 @@ class _CheckedDataset:
     said: set[str] = field(default_factory=set)
 
     def warn(self, text: str) -> None:
-        """Log it once, though a dataset for evaluation is loaded again for each evaluation."""
+        """Log a warning once, though each evaluation loads its dataset again."""
         if text not in self.said:
             self.said.add(text)
             logger.warning("Dataset '%s': %s", self.name, text)
@@ -113,11 +113,11 @@ class _CheckedDataset:
             place = f" ('{file}')" if file else ""
             raise ValueError(f"Dataset '{self.name}'{place}: {error}") from None
         except OSError as error:
-            if error.errno is None:  # a loader's own words
+            if error.errno is None:  # the loader's own message
                 raise
             raise type(error)(
                 f"Dataset '{self.name}' cannot be read{source}: {error}. Put it there, or set the "
-                "environment variable DETECTRON2_DATASETS to the folder that has the datasets."
+                "environment variable DETECTRON2_DATASETS to the folder of the datasets."
             ) from error
         except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
             known = describe_unreadable(file) if file else None
@@ -125,7 +125,7 @@ class _CheckedDataset:
                 f"Dataset '{self.name}' cannot be read{source}, which {known}."
                 if known
                 else f"Dataset '{self.name}' cannot be read{source}: {type(error).__name__}: "
-                f"{error}. Its annotations seem to be in another format than its loader expects."
+                f"{error}. Its annotations do not seem to be in the format that its loader expects."
             ) from error
         if not isinstance(dicts, list):
             return dicts
@@ -134,14 +134,15 @@ class _CheckedDataset:
 
 def check_when_loaded(names: Iterable[str], key: str, needs: Needs) -> None:
     """
-    Have Detectron2 load datasets through :func:`check_dataset` from now on.
+    Make Detectron2 load datasets through :func:`check_dataset` from now on.
 
     Args:
-        names: of the datasets, the value of the config key ``key``.
+        names: the names of the datasets, the value of the config key ``key``.
         needs: see :func:`check_dataset`.
 
     Raises:
-        ValueError: a name is not registered, or has no names of keypoints, which the model needs.
+        ValueError: a name is not registered, or its dataset does not name its keypoints, which the
+            model needs.
     """
     names = list(names)
     check_registered(key, names)

@@ -1,4 +1,4 @@
-"""The classes of a model and of its datasets: how many, which, and in which order."""
+"""Checks that a model and its datasets agree in the number, names and order of classes."""
 
 import logging
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def model_classes(cfg: CfgNode) -> Classes | None:
-    """The number of classes, or None for a meta-architecture of which it is not known."""
+    """Return the number of classes, or None for an unknown meta-architecture."""
     architecture = cfg.MODEL.META_ARCHITECTURE
     if architecture.endswith("RetinaNet"):
         return Classes("MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES)
@@ -26,10 +26,10 @@ def model_classes(cfg: CfgNode) -> Classes | None:
 
 def take_num_classes(cfg: CfgNode) -> None:
     """
-    Where the number of classes is Detectron2's default, 80, set it to that of the first dataset of
+    Set a number of classes that is Detectron2's default, 80, to the number in the first dataset of
     ``DATASETS.TRAIN`` or ``TEST`` that ``DATASETS.REGISTER`` lists.
 
-    A file that cannot be read is left to the loading of the dataset, which reports it.
+    A file that cannot be read is no error here: loading the dataset reports it.
     """
     classes = model_classes(cfg)
     if classes is None or classes.num != get_cfg().MODEL.ROI_HEADS.NUM_CLASSES:
@@ -54,14 +54,14 @@ def _read_classes(name: str) -> list[str] | None:
 
 def check_same_classes(cfg: CfgNode, read: bool = False) -> None:
     """
-    Compare the classes of the datasets for training and evaluation by name and order. Those of
-    Detectron2 are known in advance, of a COCO json once it was loaded.
+    Compare the classes of the datasets for training and evaluation by name and order. The classes
+    of Detectron2's datasets are known in advance, the classes of a COCO json after it is loaded.
 
     Args:
-        read: whether to read those that ``DATASETS.REGISTER`` lists, if they can be read.
+        read: whether to read the datasets in ``DATASETS.REGISTER`` if possible.
 
     Raises:
-        ValueError: they differ; with both lists.
+        ValueError: the classes differ. The message has both lists.
     """
     datasets = [("TRAIN", name) for name in cfg.DATASETS.TRAIN]
     datasets += [("TEST", name) for name in cfg.DATASETS.TEST]
@@ -76,7 +76,7 @@ def check_same_classes(cfg: CfgNode, read: bool = False) -> None:
         first, expected = known[0]
         if things != expected:
             raise ValueError(
-                f"Datasets {first} and {name} have different classes, or another order of them. "
+                f"Datasets {first} and {name} have different classes, or a different order. "
                 f"{first}: {_numbered(expected)}. {name}: {_numbered(things)}. A model knows only "
                 "the numbers, so both must list the same names in the same order. COCO's format "
                 'orders "categories" by id: give them the same ids in each file.'

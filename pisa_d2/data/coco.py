@@ -1,4 +1,4 @@
-"""Reads annotations in COCO's json format, more tolerantly than Detectron2's own loader."""
+"""A reader of COCO's json format that is more tolerant than Detectron2's."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class CocoData:
     """
-    A file of COCO annotations.
+    The contents of a file of COCO annotations.
 
     Attributes:
         records: one dict per image, in Detectron2's format, sorted by image id.
@@ -41,16 +41,17 @@ def load_coco(json_file: str | os.PathLike, image_root: str | os.PathLike) -> li
 
     Args:
         json_file: the annotations.
-        image_root: the folder that its file names are relative to.
+        image_root: the folder to which the file names are relative.
 
     Returns:
         One dict per image in Detectron2's format, with contiguous classes in the order of the
         category ids. Objects marked ``ignore`` are kept and carry ``"ignore": 1``. An object whose
-        polygons are all unusable keeps its box and has no "segmentation" but "mask_fault", the
-        reason, for which a model with masks drops it.
+        polygons are all unusable keeps its box. Instead of "segmentation" it has "mask_fault", the
+        reason why a model with masks drops it.
 
     Raises:
-        ValueError: the file is not in COCO's format; with the entry, see :func:`check_coco`.
+        ValueError: the file is not in COCO's format. The message names the entry, see
+            :func:`check_coco`.
     """
     return read_coco(json_file, image_root).records
 
@@ -58,7 +59,7 @@ def load_coco(json_file: str | os.PathLike, image_root: str | os.PathLike) -> li
 def read_coco(json_file: str | os.PathLike, image_root: str | os.PathLike) -> CocoData:
     """Like :func:`load_coco`, and also return the classes."""
     with PathManager.open(str(json_file), "rb") as file:
-        content = json.loads(file.read())  # of bytes: with or without a byte order mark
+        content = json.loads(file.read())  # bytes may have a byte order mark
 
     def warn(text: str) -> None:
         logger.warning("'%s': %s", json_file, text)
@@ -90,12 +91,12 @@ def _read_object(annotation: dict[str, Any], class_ids: dict[int, int]) -> dict[
     if "bbox" in annotation:
         item["bbox"] = annotation["bbox"]
     if "iscrowd" in annotation:
-        crowd = annotation["iscrowd"]  # other values are refused when the dataset is checked
+        crowd = annotation["iscrowd"]  # the check of the dataset refuses other values
         item["iscrowd"] = int(crowd or 0) if crowd in (None, 0, 1, "0", "1") else crowd
     if annotation.get("ignore"):
         item["ignore"] = 1
     item["category_id"] = class_ids[annotation["category_id"]]
-    if MASK_FAULT in annotation:  # for check_masks: the object is not without a mask on purpose
+    if MASK_FAULT in annotation:  # tells check_masks that the mask is faulty, not missing
         item[MASK_FAULT] = annotation[MASK_FAULT]
     shape = annotation.get("segmentation")
     if isinstance(shape, dict):
@@ -105,7 +106,7 @@ def _read_object(annotation: dict[str, Any], class_ids: dict[int, int]) -> dict[
         item["segmentation"] = [p for p in shape if len(p) % 2 == 0 and len(p) >= 6]
     points = annotation.get("keypoints")
     if points:
-        # Pixel indices, as in Detectron2: their centres are 0.5 further. The third is visibility.
+        # As in Detectron2, pixel indices become pixel centres. The third number is visibility.
         item["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(points)]
     return item
 
@@ -119,7 +120,7 @@ def _warn_of_super_categories(json_file: Any, categories: list[dict], boxes: lis
                 logging.WARNING,
                 f"'{json_file}': category {category['name']!r} (id {category['id']}) is the "
                 "supercategory of others and has no box. It stays a class, which is harmless; to "
-                'do without it, remove it from "categories" in the files of all splits.',
+                'get rid of it, remove it from "categories" in the files of all splits.',
                 name=__name__,
                 key="message",
             )

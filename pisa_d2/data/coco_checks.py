@@ -1,6 +1,6 @@
 """
-Checks the content of a COCO json before it is indexed, where Detectron2 and pycocotools would end
-in a KeyError, or silently drop images and objects.
+Checks of the content of a COCO json before it is indexed. Without them, Detectron2 and pycocotools
+would fail with a KeyError, or silently drop images and objects.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def _check_list(content: dict, kind: str) -> list[dict]:
             raise AnnotationError(f"The file is {known}.")
         has = named([repr(key) for key in content])
         raise AnnotationError(
-            f"COCO's format has a list of {kind!r} at the top, this file has {has}. "
+            f"COCO's format has a list of {kind!r} at the top level, but this file has {has}. "
             "Export it in COCO's format, or add the list."
         )
     for index, entry in enumerate(content[kind]):
@@ -42,34 +42,33 @@ def _check_list(content: dict, kind: str) -> list[dict]:
 
 
 def _check_ids(entries: list[dict], kind: str) -> list[Any]:
-    """The ids, which are there, unique and can be sorted."""
+    """Return the ids, after a check that none is missing, and that they are unique and sortable."""
     ids = [entry.get("id") for entry in entries]
     try:
         unique = len(set(ids)) == len(ids)
     except TypeError:
         index = next(i for i, id_ in enumerate(ids) if not isinstance(id_, Hashable))
         entry = _entry(kind, index, entries[index])
-        raise AnnotationError(f"{entry}: the id must be a number or a text.") from None
+        raise AnnotationError(f"{entry}: the id must be a number or a string.") from None
     if None in ids:
         index = ids.index(None)
-        raise AnnotationError(f"{_entry(kind, index, entries[index])} has no id: give it its own.")
+        raise AnnotationError(f"{_entry(kind, index, entries[index])} has no id: give it one.")
     if not unique:
         double, count = Counter(ids).most_common(1)[0]
         first, second = [i for i, id_ in enumerate(ids) if id_ == double][:2]
         raise AnnotationError(
             f"{count} {kind} have the id {double!r}, such as {_entry(kind, first, entries[first])} "
-            f"and {_entry(kind, second, entries[second])}. Give each its own."
+            f"and {_entry(kind, second, entries[second])}. Give each its own id."
         )
-    kinds = {"a text" if isinstance(id_, str) else "a number" for id_ in ids}
-    if len(kinds) > 1:
-        raise AnnotationError(f"Some ids of {kind} are numbers, others texts: use one of them.")
+    if len({isinstance(id_, str) for id_ in ids}) > 1:
+        raise AnnotationError(f"Some ids of {kind} are numbers, others strings: use one type.")
     return ids
 
 
 def _other_type(id_: Any, known: Sequence[Any]) -> str:
-    """The hint for an id that is known, but as a text instead of a number or vice versa."""
+    """Make the hint for an id that is known, but as a string instead of a number or vice versa."""
     same = next((other for other in known if str(other) == str(id_)), None)
-    return "" if same is None else f" (there is {same!r}: number and text differ)"
+    return "" if same is None else f" (there is {same!r}: a number and a string differ)"
 
 
 def _check_categories(content: dict) -> list[Any]:
@@ -82,7 +81,7 @@ def _check_categories(content: dict) -> list[Any]:
         name = category.get("name")
         if not isinstance(name, str | int | float) or name == "":
             entry = _entry("categories", index, category)
-            raise AnnotationError(f"{entry} has no name, or one that is not a text: give it one.")
+            raise AnnotationError(f"{entry} has no name, or one that is not a string: give it one.")
         category["name"] = name = str(name)
         if name in names:
             first = _entry("categories", names[name], categories[names[name]])
@@ -100,8 +99,8 @@ def _check_images(content: dict) -> list[Any]:
     for index, image in enumerate(images):
         if not isinstance(image.get("file_name"), str):
             entry = _entry("images", index, image)
-            raise AnnotationError(f"{entry} has no file_name, or one that is not a text.")
-        for key in ("width", "height"):  # None is refused with the other sizes
+            raise AnnotationError(f"{entry} has no file_name, or one that is not a string.")
+        for key in ("width", "height"):  # the check of sizes refuses None
             image.setdefault(key, None)
     return _check_ids(images, "images")
 
@@ -116,7 +115,7 @@ def _check_references(
         except TypeError:
             lost = [i for i, a in enumerate(annotations) if not isinstance(a.get(key), Hashable)]
             entry = _entry("annotations", lost[0], annotations[lost[0]])
-            raise AnnotationError(f"{entry}: {key} must be a number or a text.") from None
+            raise AnnotationError(f"{entry}: {key} must be a number or a string.") from None
         if not lost:
             continue
         first = annotations[lost[0]]
@@ -142,8 +141,8 @@ def _check_references(
 
 def _prepare_segmentations(annotations: list[dict], masks: bool, warn: Warn) -> list[dict]:
     """
-    Keep Detectron2 from dropping objects whose polygons are too short: a model without masks needs
-    only the box, and of a model with masks they are named.
+    Keep Detectron2 from dropping objects whose polygons are too short. A model without masks needs
+    only the box; for a model with masks, a warning names them.
     """
     kept = []
     dropped = []
@@ -166,26 +165,26 @@ def _prepare_segmentations(annotations: list[dict], masks: bool, warn: Warn) -> 
 def check_coco(content: Any, file: str, masks: bool, warn: Warn, strict: bool = True) -> None:
     """
     Check the parsed content of a COCO json, and prepare it in place for Detectron2's
-    ``load_coco_json``: names of categories become texts, empty boxes and (for a model without
-    masks) unusable segmentations are removed, so that they do not end the loading.
+    ``load_coco_json``: names of categories become strings; empty boxes and (for a model without
+    masks) unusable segmentations are removed, since the loader would fail on them.
 
     Args:
-        content: as ``json.load`` returns it.
+        content: the result of ``json.load``.
         file: its path. As in Detectron2, annotation ids may repeat in COCO's "minival" files.
         masks: whether the model needs masks.
         warn: called with each warning.
-        strict: whether to refuse what Detectron2's loader does: annotation ids that are missing or
-            repeat, and objects marked ``ignore``.
+        strict: whether to refuse annotation ids that are missing or repeat, and objects marked
+            ``ignore``, as Detectron2's loader does.
 
     Raises:
-        AnnotationError: with the entry and how to fix it.
+        AnnotationError: an entry is faulty. The message names it and the fix.
     """
     if not isinstance(content, dict):
         known = format_of_json(content) or "not an object with images, annotations and categories"
         raise AnnotationError(f"The file is {known}.")
     categories = _check_categories(content)
     images = _check_images(content)
-    if "annotations" not in content:  # of a set without labels, such as COCO's test-dev
+    if "annotations" not in content:  # a set without labels, such as COCO's test-dev
         return
     annotations = _check_list(content, "annotations")
     if strict and "minival" not in file:
@@ -199,14 +198,14 @@ def check_coco(content: Any, file: str, masks: bool, warn: Warn, strict: bool = 
                 "file in DATASETS.REGISTER instead, or set iscrowd = 1."
             )
         if not isinstance(box := annotation.get("bbox"), list) or not box:
-            annotation.pop("bbox", None)  # which Detectron2 would stumble over
+            annotation.pop("bbox", None)  # Detectron2 would fail on it
     content["annotations"] = _prepare_segmentations(annotations, masks, warn)
 
 
 @contextlib.contextmanager
 def checking_coco(file: str, masks: bool, warn: Warn) -> Iterator[None]:
     """
-    Let :func:`check_coco` see what pycocotools has parsed before it is indexed, so that a json of
+    Call :func:`check_coco` on what pycocotools has parsed before it is indexed, so that a json of
     hundreds of megabytes is not parsed twice.
     """
     create_index = COCO.createIndex

@@ -1,11 +1,11 @@
 """
-``digits_train`` and ``digits_val``: a small detection data set that needs no download.
+``digits_train`` and ``digits_val``, a small detection dataset that needs no download.
 
 The handwritten digits of scikit-learn (``load_digits``, 1797 scans of 8x8) are drawn in ink, at
-many sizes and partly over one another, on crops of its two photographs. No scan and no part of a
-photograph serves both splits: val gets every fifth scan of a class and the right 240 of a
-photograph's 640 columns. It is made at its first use, in seconds; ``python -m pisa_d2.data.digits``
-makes it ahead.
+many sizes and partly over one another, on crops of its two photographs. The splits share no scan
+and no part of a photograph: val gets every fifth scan of a class and the right 240 of a
+photograph's 640 columns. The dataset is made on first use, in seconds, or in advance by
+``python -m pisa_d2.data.digits``.
 
 Photographs: china.jpg by danielbuechele, flower.jpg by vultilion, both CC BY 2.0.
 """
@@ -35,13 +35,13 @@ _SPLITS = {"train": slice(0, 400), "val": slice(400, 640)}  # columns of the pho
 
 def split_sources(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """
-    Deal out the scans so that no scan is in two splits and each class is in both.
+    Divide the scans so that no scan is in both splits and each class is in both.
 
     Args:
         labels: (1797,) class of each scan.
 
     Returns:
-        For "train" and "val", the indices of its scans: four fifths and one fifth of each class.
+        For "train" and "val", the indices of their scans: four fifths and one fifth of each class.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
@@ -51,6 +51,8 @@ def split_sources(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
 
 def _read_sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """
+    Load scikit-learn's scans and photographs.
+
     Returns:
         (1797, 8, 8) scans, ink from 0 to 16; (1797,) their classes; the photographs, each
         (427, 640, 3) uint8.
@@ -59,7 +61,7 @@ def _read_sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         from sklearn.datasets import load_digits, load_sample_image
     except ImportError as error:
         raise ImportError(
-            "Making the digits data set needs scikit-learn: pip install scikit-learn"
+            "Making the digits dataset needs scikit-learn: pip install scikit-learn"
         ) from error
     scans, labels = load_digits(return_X_y=True)
     photos = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
@@ -75,7 +77,7 @@ def _write_split(folder: Path, split: str, settings: dict[str, int], progress: b
     annotations: list[dict[str, Any]] = []
     image_ids = range(1, settings[f"num_{split}"] + 1)
     for image_id in tqdm(image_ids, desc=f"digits {split}", disable=not progress):
-        # A generator for each image: a larger data set begins with the images of a smaller one.
+        # One generator per image: a larger dataset begins with the images of a smaller one.
         rng = np.random.default_rng((settings["seed"], list(_SPLITS).index(split), image_id))
         digits = drawing.place_digits(scans, sources, rng, settings["max_digits"])
         background = drawing.crop_photo(views[rng.integers(len(views))], rng)
@@ -114,17 +116,17 @@ def _json_file(folder: Path, split: str) -> Path:
 
 
 def _build(folder: Path, settings: dict[str, int], progress: bool) -> None:
-    """Write everything into a folder beside ``folder``, then move it into place as a whole."""
+    """Write everything into a folder next to ``folder``, then move it into place as a whole."""
     root = folder.parent
     try:
         root.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(prefix=".digits-", dir=root)
     except OSError as error:
         raise OSError(
-            f"Cannot make the digits data set in '{root}' ({error}). Make this folder writable, or "
+            f"Cannot make the digits dataset in '{root}' ({error}). Make this folder writable, or "
             "set the environment variable DETECTRON2_DATASETS to one that is."
         ) from error
-    logger.info("Making the digits data set in '%s' ...", folder)
+    logger.info("Making the digits dataset in '%s' ...", folder)
     with scratch as name:
         made = Path(name) / folder.name
         for split in _SPLITS:
@@ -132,7 +134,7 @@ def _build(folder: Path, settings: dict[str, int], progress: bool) -> None:
         try:
             made.rename(folder)
         except OSError:
-            if not folder.exists():  # where it does, another process was faster
+            if not folder.exists():  # if it does, another process was faster
                 raise
 
 
@@ -145,23 +147,26 @@ def make_digits(
     progress: bool = False,
 ) -> Path:
     """
-    Make the data set in ``<root>/digits``, unless it is there already. The same arguments give the
+    Make the dataset in ``<root>/digits``, unless it already exists. The same arguments give the
     same bytes, with the same versions of NumPy, Pillow and scikit-learn. The folder appears
-    complete or not at all, also where several processes make it at once.
+    complete or not at all, even if several processes make it at once.
 
     Args:
+        root: the folder of the datasets.
         num_train, num_val: number of images, at least 1.
-        max_digits: of an image, at least 1; with 1 or 2, most of an image is background.
-        progress: show a progress bar.
+        seed: seed of all random choices, at least 0.
+        max_digits: the largest number of digits per image, at least 1; with 1 or 2, most of an
+            image is background.
+        progress: whether to show a progress bar.
 
     Returns:
-        The folder: ``train/*.jpg``, ``val/*.jpg`` and ``annotations/instances_{train,val}.json``
-        in COCO's format, with the index in ``load_digits`` as an additional key "source".
+        The folder, with ``train/*.jpg`` and ``val/*.jpg`` and, in COCO's format,
+        ``annotations/instances_{train,val}.json``, where "source" is the index in ``load_digits``.
 
     Raises:
-        ValueError: no images, no digits, or a negative seed, are asked for.
+        ValueError: a number of images or digits is below 1, or the seed is negative.
         ImportError: scikit-learn is missing.
-        FileExistsError: the folder exists and was not made with these arguments.
+        FileExistsError: the folder exists and was made with different arguments.
         OSError: ``root`` cannot be written to.
     """
     settings = {
@@ -183,24 +188,24 @@ def make_digits(
         found = "something else"
     if found != settings:
         raise FileExistsError(
-            f"'{folder}' holds {found}, not {settings}. Remove it, or choose another root."
+            f"'{folder}' contains {found}, not {settings}. Remove it, or choose another root."
         )
     return folder
 
 
 def _load(folder: Path, split: str) -> list[dict[str, Any]]:
-    if not folder.exists():  # one made ahead may have any number of images
+    if not folder.exists():  # a folder made in advance may have any number of images
         make_digits(folder.parent)
     return load_coco_json(str(_json_file(folder, split)), str(folder / split), f"digits_{split}")
 
 
 def register_digits(root: str | os.PathLike, replace: bool = True) -> None:
     """
-    Register ``digits_train`` and ``digits_val``, read from ``<root>/digits`` and made there when
-    first loaded. Names that are taken are replaced, or with ``replace=False`` left alone.
+    Register ``digits_train`` and ``digits_val``, which are read from ``<root>/digits`` and made
+    there when they are first loaded. Registered names are replaced, or kept with ``replace=False``.
 
-    The file that the metadata's ``json_file`` names, which COCOEvaluator reads, exists from the
-    first load on; ``DefaultTrainer.test`` builds its data loader before its evaluator.
+    The first load makes the file that the metadata's ``json_file`` names and COCOEvaluator reads.
+    That is early enough: ``DefaultTrainer.test`` builds its data loader before its evaluator.
     """
     folder = Path(root).expanduser() / "digits"
     for split in _SPLITS:
@@ -216,11 +221,11 @@ def register_digits(root: str | os.PathLike, replace: bool = True) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the digits data set.")
+    parser = argparse.ArgumentParser(description="Make the digits dataset.")
     parser.add_argument(
         "--root",
         default=os.getenv("DETECTRON2_DATASETS", "datasets"),
-        help="folder to make it in, $DETECTRON2_DATASETS or 'datasets' by default",
+        help="folder of the dataset, $DETECTRON2_DATASETS or 'datasets' by default",
     )
     parser.add_argument("--num-train", type=int, default=600, help="training images (%(default)s)")
     parser.add_argument("--num-val", type=int, default=150, help="validation images (%(default)s)")
@@ -229,7 +234,7 @@ def main() -> None:
         "--max-digits",
         type=int,
         default=drawing.MAX_DIGITS,
-        help="of an image (%(default)s); with 1 or 2, most of it is background",
+        help="largest number per image (%(default)s); with 1 or 2, most of it is background",
     )
     args = parser.parse_args()
     folder = make_digits(

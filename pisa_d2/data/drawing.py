@@ -1,11 +1,11 @@
 """
-Draws the images of the ``digits`` data set: where digits stand, what is seen of them, their ink.
+Drawing of the images of the ``digits`` dataset: places of digits, what covers them, their ink.
 
 Shapes and units in this module:
 
     H, W: 192, 256, height and width of an image in pixels
-    h, w: height and width of one drawn digit in pixels
-    box: x0, y0, x1, y1 in pixels, of the corners, so that x1 - x0 is the width
+    h, w: height and width of a drawn digit in pixels
+    box: x0, y0, x1, y1, its corners in pixels, so that x1 - x0 is the width
     opacity: 0 (no ink) to 1
 """
 
@@ -17,25 +17,25 @@ from PIL import Image
 WIDTH, HEIGHT = 256, 192
 
 INK = 0.25  # opacity from which a pixel counts as ink, for boxes and for visibility
-MIN_VISIBLE = 0.7  # share of a digit's ink that others leave uncovered
-MAX_IOU = 0.4  # of two digits' boxes
-MAX_DIGITS = 9  # that an image should get; there may not be room for all
+MIN_VISIBLE = 0.7  # least share of a digit's ink that others do not cover
+MAX_IOU = 0.4  # largest IoU of two digits' boxes
+MAX_DIGITS = 9  # largest number to place in an image, which may not have room for all
 
-_CROP_WIDTHS = (120, 240)  # pixels of a photograph that become W
-_SIZES = (20, 128)  # pixels, nominal height of a digit: from COCO's small to its large
-_EMPTY = 0.04  # share of images without any
-_CONTRASTS = (90, 190)  # grey levels between ink and the mean of what it is drawn on
+_CROP_WIDTHS = (120, 240)  # columns of a photograph that are resized to W
+_SIZES = (20, 128)  # nominal height of a digit in pixels: from COCO's small to its large
+_EMPTY = 0.04  # share of images without digits
+_CONTRASTS = (90, 190)  # grey levels between the ink and the mean of its background
 
 
 @dataclass(frozen=True)
 class Digit:
     """
-    One digit and where it stands.
+    A digit and its place.
 
     Attributes:
         source: its index in ``load_digits``.
         opacity: (h, w) float, cropped to the ink.
-        x, y: left and upper edge in the image, in pixels.
+        x, y: its left and upper edge in the image, in pixels.
     """
 
     source: int
@@ -45,43 +45,46 @@ class Digit:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the image that it is drawn on."""
+        """Return the rows and columns of the image that it is drawn on."""
         height, width = self.opacity.shape
         return slice(self.y, self.y + height), slice(self.x, self.x + width)
 
 
 def draw_digit(scan: np.ndarray, size: float, angle: float) -> np.ndarray:
     """
+    Enlarge and rotate a scan.
+
     Args:
         scan: (8, 8), ink from 0 to 16.
-        size: pixels that the 8 rows become.
+        size: height of the 8 rows in pixels.
         angle: degrees, counter-clockwise.
 
     Returns:
         (h, w) opacity, cropped to the ink.
     """
-    padded = np.pad(scan, 1)  # strokes reach the edge; they need room to fade out
+    padded = np.pad(scan, 1)  # strokes reach the edge and need room to fade out
     side = round(size * len(padded) / len(scan))
     image = Image.fromarray(np.uint8(padded * (255 / 16)))
     image = image.resize((side, side), Image.Resampling.BICUBIC)
     image = image.rotate(angle, Image.Resampling.BICUBIC, expand=True)
-    # Enlarging 8 pixels to 100 gives blurred blobs; a steeper ramp gives them the edge of a stroke.
+    # Enlarging 8 pixels to 100 gives blurred blobs; a steeper ramp gives them sharp edges.
     opacity = np.clip((np.asarray(image, dtype=np.float32) / 255 - 0.3) / 0.4, 0, 1)
     x0, y0, x1, y1 = ink_box(opacity >= INK)
     return opacity[y0:y1, x0:x1]
 
 
 def ink_box(ink: np.ndarray) -> tuple[int, int, int, int]:
-    """The smallest box around what is true in ``ink``, a boolean image with something in it."""
+    """Return the smallest box around the true pixels of ``ink``, of which there must be some."""
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def topmost(digits: list[Digit]) -> np.ndarray:
     """
+    Find the digit that is seen at each pixel. Later digits cover earlier ones.
+
     Returns:
-        (H, W) int: the index in ``digits`` of the one whose ink is seen there, -1 for none. Later
-        digits lie over earlier ones.
+        (H, W) int: its index in ``digits``, -1 for none.
     """
     owner = np.full((HEIGHT, WIDTH), -1)
     for index, digit in enumerate(digits):
@@ -113,21 +116,23 @@ def place_digits(
     max_digits: int = MAX_DIGITS,
 ) -> list[Digit]:
     """
+    Place random digits in an image, all inside it and none mostly covered.
+
     Args:
         scans: (1797, 8, 8), ink from 0 to 16.
         sources: indices of the scans to choose from.
-        max_digits: that an image should get, at least 1. The fewest are a third of it, rounded
-            down, or 1.
+        max_digits: the largest number to place, at least 1. The smallest is a third of it, rounded
+            down, but at least 1; there may not be room for all.
 
     Returns:
-        The digits of one image, the lowest first, all inside it and none covered much.
+        The digits, the lowest layer first.
     """
     digits: list[Digit] = []
     if rng.random() < _EMPTY:
         return digits
     count = rng.integers(max(max_digits // 3, 1), max_digits, endpoint=True)
     for source in rng.choice(sources, count):
-        size = np.exp(rng.uniform(*np.log(_SIZES)))  # as many from 20 to 40 as from 40 to 80
+        size = np.exp(rng.uniform(*np.log(_SIZES)))  # as many of 20 to 40 as of 40 to 80
         opacity = draw_digit(scans[source], size, angle=rng.uniform(-15, 15))
         height, width = opacity.shape
         for _ in range(20):
@@ -142,8 +147,10 @@ def place_digits(
 
 def crop_photo(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
     """
+    Crop a random part of a photograph, possibly mirrored, and make it darker or brighter.
+
     Returns:
-        (H, W, 3) float, 0..255: a random part of ``photo``, maybe mirrored, darker or brighter.
+        (H, W, 3) float, 0..255.
     """
     width = int(rng.integers(*_CROP_WIDTHS, endpoint=True))
     height = round(width * HEIGHT / WIDTH)
@@ -160,11 +167,13 @@ def paint_digits(
     background: np.ndarray, digits: list[Digit], rng: np.random.Generator
 ) -> np.ndarray:
     """
+    Paint digits over a background in dark or light ink, some of them faint.
+
     Args:
         background: (H, W, 3) float, 0..255.
 
     Returns:
-        (H, W, 3) uint8: the digits over it in dark or light ink, some of them faint.
+        (H, W, 3) uint8.
     """
     image = background.copy()
     for digit in digits:

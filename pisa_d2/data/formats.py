@@ -1,6 +1,6 @@
 """
-Names the format of an annotation file that is not COCO's, so that an error can say how to proceed
-instead of which key is missing.
+Recognition of annotation files that are not in COCO's format, so that an error can say how to
+proceed instead of which key is missing.
 """
 
 import json
@@ -70,7 +70,7 @@ def _match(table: list[tuple[set[str], str]], entry: Any) -> str | None:
 
 
 def format_of_json(content: Any) -> str | None:
-    """The format of parsed JSON that is not COCO's instances, or None if it is unknown."""
+    """Name the format of parsed JSON that is not COCO's instances; None if it is unknown."""
     if isinstance(content, list):
         return _match(_LISTS, content[0]) if content else "an empty list"
     if not isinstance(content, dict):
@@ -112,8 +112,8 @@ def _describe_json_error(error: json.JSONDecodeError) -> str:
 
 def describe_unreadable(path: str) -> str | None:
     """
-    Why a file cannot be read as COCO's json, such as "is Pascal VOC's XML of one image: ...", or
-    None if it cannot be told.
+    Explain why a file cannot be read as COCO's json, for example "is Pascal VOC's XML of one image:
+    ..."; None if the reason is unknown.
     """
     with PathManager.open(path, "rb") as file:
         data = file.read()
@@ -130,6 +130,6 @@ def describe_unreadable(path: str) -> str | None:
 
 
 def lists_annotations(path: str) -> bool:
-    """Whether a COCO json has a list of annotations, empty or not."""
+    """Return whether a COCO json has a list of annotations, empty or not."""
     with PathManager.open(path, "rb") as file:
         return "annotations" in json.load(file)

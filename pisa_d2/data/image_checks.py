@@ -1,4 +1,4 @@
-"""Checks the images of a dataset by their headers."""
+"""Checks of the images of a dataset by their headers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from .messages import Warn, named
 @dataclass(frozen=True)
 class Reading:
     """
-    How a model's images are read.
+    Settings by which a model's images are read.
 
     Attributes:
         image_format: ``INPUT.FORMAT``.
         max_size: the longer edge after resizing, in pixels; 0 if images are not resized.
-        skips_damaged: whether damaged images are left out, rather than refused.
+        skips_damaged: whether to leave out damaged images instead of refusing them.
     """
 
     image_format: str = "BGR"
@@ -46,7 +46,7 @@ def _missing(name: str, files: list[str], total: int) -> FileNotFoundError:
         f"Dataset '{name}': {len(files)} of its {total} images are missing: {named(quoted)}. "
         + "".join(f"{hint} " for hint in hints)
         + "Put them there, correct the names or the image folder, or set the environment variable "
-        "DETECTRON2_DATASETS to the folder that has the datasets."
+        "DETECTRON2_DATASETS to the folder of the datasets."
     )
 
 
@@ -56,8 +56,8 @@ def _size_fault(record: dict, header: Header) -> str | None:
         return None
     text = f"'{record['file_name']}' is {header.width} x {header.height}"
     if header.turned:
-        text += " when turned as its EXIF tag says, as Detectron2 does"
-    return f"{text}, the annotations say {given[0]} x {given[1]}"
+        text += " once rotated by its EXIF tag, as Detectron2 does"
+    return f"{text}, but its annotations say {given[0]} x {given[1]}"
 
 
 def _depth_fault(header: Header) -> str | None:
@@ -66,29 +66,28 @@ def _depth_fault(header: Header) -> str | None:
     return None
 
 
-# What is wrong with images, and what to do, by kind.
+# The fault of images and the fix, by kind.
 _ADVICE = {
     "unreadable": "cannot be opened: {files}. Check the permissions and the disk",
     "damaged": "are damaged or of an unknown format: {files}. Copy or download them again, convert "
     "them to JPEG or PNG, or remove them from the annotations",
-    "large": "have more pixels than Pillow loads: {files}. Cut them up or shrink them, with their "
-    "boxes",
-    "thin": "are so thin that resizing leaves nothing of the shorter edge: {files}. Cut them up, "
+    "large": "have more pixels than Pillow loads: {files}. Divide or shrink them, with their boxes",
+    "thin": "are so thin that resizing leaves nothing of the shorter edge: {files}. Divide them, "
     "or remove them from the annotations",
-    "size": "have another size than their annotations say: {files}. Correct width and height, and "
-    "see whether the boxes fit the image",
-    "turned": "have another size than their annotations say: {files}. If the boxes fit the image "
-    "without this rotation, remove the tag: exiftool -Orientation= FILE; otherwise correct width "
+    "size": "differ in size from their annotations: {files}. Correct width and height, and check "
+    "that the boxes fit the image",
+    "turned": "differ in size from their annotations: {files}. If the boxes fit the image without "
+    "this rotation, remove the tag: exiftool -Orientation= FILE; otherwise correct width "
     "and height",
-    "deep": "have more than 8 bits per channel, and what is not in 0 to 255 would be cut off: "
-    "{files}. Convert all images alike, with values in the range of the whole dataset: python -c "
+    "deep": "have more than 8 bits per channel, and values outside 0 to 255 would be cut off: "
+    "{files}. Convert all images in the same way, by the range of the whole dataset: python -c "
     "\"import numpy, PIL.Image as I; a = numpy.asarray(I.open('OLD')); I.fromarray(((a - {low:g}) "
     "* (255 / {span:g})).astype('uint8')).save('NEW.png')\"",
 }
 
 
 def _faults(record: dict, outcome: Outcome, reading: Reading) -> Iterator[tuple[str, str]]:
-    """Pairs of a kind of :data:`_ADVICE` and the file with what is wrong with it."""
+    """Yield pairs of a kind of :data:`_ADVICE` and the file with its fault."""
     file = f"'{record['file_name']}'"
     if isinstance(outcome, Image.DecompressionBombError):
         yield "large", f"{file} ({outcome})"
@@ -107,19 +106,21 @@ def _faults(record: dict, outcome: Outcome, reading: Reading) -> Iterator[tuple[
 
 def check_images(dicts: list[dict], name: str, reading: Reading, warn: Warn) -> list[dict]:
     """
-    Check that images exist, can be read, and are what their annotations say, without decoding them.
-    Images at addresses with "://" are not looked at.
+    Check that images exist, can be read, and agree with their annotations, without decoding them.
+    Images at addresses with "://" are not checked.
 
     Args:
-        name: of the dataset.
+        dicts: one dict per image, in Detectron2's format.
+        name: the name of the dataset.
+        reading: the settings by which the images are read.
         warn: called with each warning.
 
     Returns:
-        The dataset without damaged images, where ``reading`` allows that.
+        The dataset, without damaged images if ``reading`` allows that.
 
     Raises:
         FileNotFoundError: images are missing.
-        ValueError: images cannot be used. Both name the first files and say what to do.
+        ValueError: images cannot be used. Both errors name the first files and the fix.
     """
     local = [r for r in dicts if "file_name" in r and "://" not in str(r["file_name"])]
     outcomes = read_headers([str(record["file_name"]) for record in local], name)

@@ -1,4 +1,4 @@
-"""Reads sizes and pixel formats of images without decoding them, and remembers them on disk."""
+"""Reading of sizes and pixel formats of images without decoding, with a cache on disk."""
 
 import contextlib
 import fcntl
@@ -22,18 +22,20 @@ _EXIF_ORIENTATION = 274
 _TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
 _DEEP = ("I", "F")  # first letters of modes with more than 8 bits per channel
-_THREADS = 8  # mostly wait, for a disk or a network
-_WORTH_SAYING = 10_000  # images whose headers take seconds
+_THREADS = 8  # they mostly wait for a disk or a network
+_WORTH_SAYING = 10_000  # from this number of images on, reading headers takes seconds
 _CACHE_VERSION = 1
 
 
 class Header(NamedTuple):
     """
+    The header of an image.
+
     Attributes:
-        width, height: in pixels, as Detectron2 reads the image, which applies its EXIF orientation.
-        turned: whether that swaps width and height.
-        mode: Pillow's.
-        low, high: the values of an image of more than 8 bits per channel; 0 and 255 of others.
+        width, height: in pixels, after Detectron2 applies the EXIF orientation.
+        turned: whether the orientation swaps width and height.
+        mode: Pillow's mode.
+        low, high: the range of values if there are more than 8 bits per channel, otherwise 0, 255.
     """
 
     width: int
@@ -48,7 +50,7 @@ Outcome = Header | Exception
 
 
 def _is_complete(file: BinaryIO, image_format: str | None) -> bool:
-    """Whether the end of the file shows that nothing is missing."""
+    """Return whether the end of the file shows that nothing is missing."""
     position = file.tell()
     size = file.seek(0, os.SEEK_END)
     try:
@@ -64,8 +66,8 @@ def _is_complete(file: BinaryIO, image_format: str | None) -> bool:
 
 def read_header(path: str) -> Header:
     """
-    Read the header of an image. It is decoded only where the header does not suffice: where the end
-    looks incomplete, for the values of 16-bit and float images, and for rotated TIFFs.
+    Read the header of an image. The image is decoded only if the header does not suffice: if the
+    end looks incomplete, for the values of 16-bit and float images, and for rotated TIFFs.
 
     Raises:
         OSError, SyntaxError, ValueError: the file is missing, damaged or not an image.
@@ -74,13 +76,13 @@ def read_header(path: str) -> Header:
     with open(path, "rb") as file, Image.open(file) as image:
         complete = _is_complete(file, image.format)
         try:
-            # Not the method of a PNG, which decodes the image in search of EXIF at its end.
+            # The method of a PNG would decode the image to find EXIF at its end.
             orientation = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
-        except Exception:  # as in Detectron2: then it is not rotated
+        except Exception:  # Detectron2 does not rotate such an image
             orientation = 1
         width, height = image.size
         turned = orientation in _TURNED
-        if turned and image.format == "TIFF":  # Pillow rotates some by itself
+        if turned and image.format == "TIFF":  # Pillow itself rotates some
             width, height = _apply_exif_orientation(image).size
         elif turned:
             width, height = height, width
@@ -93,7 +95,7 @@ def read_header(path: str) -> Header:
 def _try_to_read(path: str) -> Outcome:
     try:
         return read_header(path)
-    except Exception as error:  # decoders raise many kinds
+    except Exception as error:  # decoders raise errors of many kinds
         return error
 
 
@@ -106,7 +108,7 @@ def _stamp(path: str) -> list[int] | OSError:
 
 
 def cache_folder() -> Path:
-    """The folder of the remembered headers, which may be deleted at any time."""
+    """Return the folder of the remembered headers, which may be deleted at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "pisa_d2"
 
 
@@ -119,8 +121,8 @@ def _cache_file(paths: Sequence[str]) -> Path:
 @contextlib.contextmanager
 def _locked(cache: Path) -> Iterator[None]:
     """
-    Let other processes wait, such as those of a training on several GPUs, so that only the first
-    one reads the images.
+    Let other processes wait, for example in a training on several GPUs, so that only the first one
+    reads the images.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -142,22 +144,23 @@ def _load(cache: Path) -> dict[str, list]:
 
 def _save(cache: Path, known: dict[str, list]) -> None:
     unfinished = cache.with_suffix(f".{os.getpid()}.tmp")
-    with contextlib.suppress(OSError):  # mentioned when it was locked
+    with contextlib.suppress(OSError):  # _locked has mentioned it
         unfinished.write_text(json.dumps({"version": _CACHE_VERSION, "images": known}))
         unfinished.replace(cache)
 
 
 def read_headers(paths: Sequence[str], name: str) -> dict[str, Outcome]:
     """
-    Read the headers of images, except for those that are remembered and have the same size and time
-    of change. Good ones are remembered in :func:`cache_folder`, also when it is interrupted.
+    Read the headers of images. A remembered header is used if the file has the same size and time
+    of change. Headers that could be read are remembered in :func:`cache_folder`, even if reading is
+    interrupted.
 
     Args:
-        paths: of local files.
-        name: of the dataset, for the progress.
+        paths: the paths of local files.
+        name: the name of the dataset, for the progress bar.
 
     Returns:
-        For each path its header, or the error that reading it has raised.
+        For each path its header, or the error from reading it.
     """
     absolute = {path: os.path.abspath(path) for path in paths}
     cache = _cache_file(list(absolute.values()))
@@ -178,7 +181,7 @@ def read_headers(paths: Sequence[str], name: str) -> dict[str, Outcome]:
         if len(unread) > _WORTH_SAYING:
             logger.info("Reading the headers of %d images of '%s'.", len(unread), name)
         read = pool.imap(_try_to_read, unread, chunksize=16)
-        # No bar in a log file, nor for what takes less than a second.
+        # No bar in a log file, or for less than a second.
         progress = tqdm(read, name, len(unread), leave=False, delay=1, disable=None)
         try:
             for (path, stamp), outcome in zip(unread.items(), progress, strict=True):

@@ -1,3 +1,5 @@
+"""A wrapper of dataset mappers that deals with images that cannot be decoded."""
+
 import logging
 from collections.abc import Callable
 
@@ -8,16 +10,16 @@ class ReadableOnly:
     """
     A mapper of dataset dicts whose errors name the image.
 
-    A damage inside an image shows only when the image is decoded, during training. A file that
-    cannot be opened at all, unlike one that cannot be decoded, is always an error.
+    Damage inside an image shows only when the image is decoded, during training. A file that cannot
+    be opened at all is always an error.
     """
 
     def __init__(self, mapper: Callable[[dict], dict], skip: bool) -> None:
         """
         Args:
-            mapper: makes a model's input of a dataset dict, such as Detectron2's DatasetMapper.
-            skip: whether to warn and leave the image out, so that the loader takes another one
-                instead; otherwise it is an error.
+            mapper: turns a dataset dict into a model's input, such as Detectron2's DatasetMapper.
+            skip: whether to warn about an image that cannot be decoded and return None, so that the
+                loader takes another image; otherwise it is an error.
         """
         self.mapper = mapper
         self.skip = skip
@@ -26,7 +28,7 @@ class ReadableOnly:
         name = dataset_dict.get("file_name")
         try:
             return self.mapper(dataset_dict)
-        except (OSError, SyntaxError) as error:  # the latter is Pillow's word for broken PNGs
+        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNGs
             if getattr(error, "errno", None) is not None:
                 raise
             if not self.skip:

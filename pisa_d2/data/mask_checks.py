@@ -1,4 +1,4 @@
-"""Checks the masks and keypoints of a dataset in Detectron2's format."""
+"""Checks of the masks and keypoints of a dataset in Detectron2's format."""
 
 import math
 from typing import Any
@@ -8,15 +8,17 @@ import numpy as np
 from .messages import Warn, named
 from .objects import Objects
 
-# The key of an annotation that says why it was loaded without its mask.
+# The key of an annotation with the reason why it was loaded without its mask.
 MASK_FAULT = "mask_fault"
 
 
 def segmentation_fault(segmentation: Any) -> str | None:
     """
+    Find the fault of a mask. A usable mask is a list of polygons, at least one with three points; a
+    run-length code; or an array.
+
     Returns:
-        What makes a mask unusable, or None: polygons, of which at least one has three points;
-        a run-length code; or an array.
+        The fault, or None for a usable mask.
     """
     if isinstance(segmentation, dict):
         return None if {"counts", "size"} <= segmentation.keys() else "has no counts and size"
@@ -34,16 +36,18 @@ def segmentation_fault(segmentation: Any) -> str | None:
 
 def check_masks(objects: Objects, name: str, mask_format: str | None, warn: Warn) -> Objects:
     """
+    Check the masks of all objects that are not crowds.
+
     Args:
-        mask_format: ``INPUT.MASK_FORMAT`` of a dataset for training; None for evaluation, which
-            reads all formats.
+        mask_format: ``INPUT.MASK_FORMAT`` for training; None for evaluation, which reads all
+            formats.
 
     Returns:
-        The objects without those whose polygons have fewer than three points, which are named in
-        a warning.
+        The usable objects. Objects whose polygons have fewer than three points are dropped, and a
+        warning names them.
 
     Raises:
-        ValueError: there are objects without a mask, or of the wrong format or size.
+        ValueError: objects have no mask, or a mask of the wrong format or size.
     """
     wanted = [i for i, crowd in enumerate(objects.crowds) if not crowd]
     masks: list[Any] = [annotation.get("segmentation") for annotation in objects.annotations]
@@ -54,13 +58,13 @@ def check_masks(objects: Objects, name: str, mask_format: str | None, warn: Warn
         some = "none" if len(without) == len(wanted) else f"{len(wanted) - len(without)}"
         raise ValueError(
             f"Dataset '{name}': {some} of {len(wanted)} objects have a mask ('segmentation'), but "
-            f"the model needs one of each: missing in {named(files)}. "
+            f"the model needs one for each: missing in {named(files)}. "
             "Add the masks, or set MODEL.MASK_ON False to train on boxes alone."
         )
     coded = [i for i in wanted if not faults[i] and not isinstance(masks[i], list)]
     if coded and mask_format == "polygon":
         raise ValueError(
-            f"Dataset '{name}': {len(coded)} of {len(wanted)} masks are no polygons, as in "
+            f"Dataset '{name}': {len(coded)} of {len(wanted)} masks are not polygons, such as in "
             f"{objects.file(coded[0])}, but INPUT.MASK_FORMAT is 'polygon'. Set "
             "INPUT.MASK_FORMAT bitmask, which reads polygons too."
         )
@@ -86,11 +90,13 @@ def check_masks(objects: Objects, name: str, mask_format: str | None, warn: Warn
 
 def check_keypoints(objects: Objects, name: str, num: int) -> None:
     """
+    Check the number of keypoints of each object.
+
     Args:
-        num: keypoints of each object, ``MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS``.
+        num: the number per object, ``MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS``.
 
     Raises:
-        ValueError: an object has another number of them.
+        ValueError: an object has a different number.
     """
     for i, annotation in enumerate(objects.annotations):
         keypoints = annotation.get("keypoints") or []

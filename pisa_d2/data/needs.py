@@ -1,4 +1,4 @@
-"""What a model needs of a dataset."""
+"""The requirements of a model on a dataset."""
 
 from dataclasses import dataclass, field
 
@@ -22,17 +22,16 @@ class Classes:
 @dataclass(frozen=True)
 class Needs:
     """
-    What a dataset is for, and what a model needs of it.
+    The purpose of a dataset, and the requirements of a model on it.
 
     Attributes:
-        train, test: whether it is for training and for evaluation.
-        classes: those of the model, if their number is known.
-        objects: whether to refuse a dataset for training in which nothing is labelled.
+        train, test: whether it is for training, and for evaluation.
+        classes: the classes of the model, None if their number is unknown.
+        objects: whether to refuse a dataset for training without labelled objects.
         masks: ``INPUT.MASK_FORMAT`` of a model with masks, otherwise None.
-        keypoints: per object; 0 of a model without keypoints.
-        reading: how images are read.
-        ignores_regions: whether regions to ignore are ignored in training, see
-            :mod:`pisa_d2.regions`.
+        keypoints: number of keypoints per object; 0 for a model without keypoints.
+        reading: the settings by which images are read.
+        ignores_regions: whether training ignores regions to ignore, see :mod:`pisa_d2.regions`.
     """
 
     train: bool = False

@@ -1,3 +1,5 @@
+"""The annotations of a dataset in lists."""
+
 import math
 from collections.abc import Sequence
 from itertools import chain
@@ -12,10 +14,10 @@ class Objects:
 
     Attributes:
         dicts: the dataset, one dict per image.
-        annotations: those of all images, N in all.
-        owner: (N,), int64; the index of each annotation's image.
-        boxes, modes, categories, crowds: the values of bbox, bbox_mode, category_id and iscrowd as
-            they are in the annotations, N each.
+        annotations: the annotations of all images, N in all.
+        owner: int64 (N,), the index of each annotation's image.
+        boxes, modes, categories, crowds: N values each of bbox, bbox_mode, category_id and iscrowd,
+            as they are in the annotations.
     """
 
     def __init__(self, dicts: list[dict]) -> None:
@@ -27,7 +29,7 @@ class Objects:
         self.modes: list = []
         self.categories: list = []
         self.crowds: list = []
-        # One pass, since the time of each is that of fetching a million dicts from memory.
+        # In one pass, whose time goes to fetching a million dicts from memory.
         for annotation in self.annotations:
             get = annotation.get
             self.boxes.append(get("bbox"))
@@ -36,23 +38,23 @@ class Objects:
             self.crowds.append(get("iscrowd", 0))
 
     def file(self, index: int) -> str:
-        """The name of an annotation's image, in quotes."""
+        """Return the name of an annotation's image, in quotes."""
         return f"'{self.dicts[self.owner[index]].get('file_name')}'"
 
     def sizes(self) -> np.ndarray:
-        """(N, 2), float64; width and height of each annotation's image, NaN if unknown."""
+        """Return width and height of each annotation's image, float64 (N, 2); NaN if unknown."""
         sizes = [
             [record.get(key, math.nan) for record in self.dicts] for key in ("width", "height")
         ]
         return np.array(sizes, dtype=np.float64).T[self.owner]
 
     def keep(self, kept: np.ndarray) -> "Objects":
-        """Only the annotations where ``kept`` (N, bool) is true, in a copy."""
+        """Return a copy with only the annotations for which ``kept``, bool (N,), is true."""
         annotations = [a if keep else None for a, keep in zip(self.annotations, kept, strict=True)]
         return self.replace(annotations)
 
     def replace(self, annotations: Sequence[dict | None]) -> "Objects":
-        """Other annotations, N in all, in a copy; None for one that is dropped."""
+        """Return a copy with other annotations, N in all; None drops an annotation."""
         dicts = list(self.dicts)
         pairs = zip(annotations, self.annotations, strict=True)
         changed = np.fromiter((new is not old for new, old in pairs), bool, len(annotations))

@@ -1,4 +1,4 @@
-"""Checks images, classes and crowds of a dataset in Detectron2's format, file by file."""
+"""Checks of the images, classes and crowds of a dataset in Detectron2's format, file by file."""
 
 import math
 from collections.abc import Collection
@@ -14,7 +14,12 @@ from .regions import is_region
 
 
 def with_whole_sizes(dicts: list[dict], name: str) -> list[dict]:
-    """The dataset with whole numbers as sizes, such as 640 for 640.0."""
+    """
+    Make the sizes of images whole numbers, such as 640 for 640.0.
+
+    Raises:
+        ValueError: a size is not a whole number of at least 1.
+    """
     checked = []
     for record in dicts:
         whole = {}
@@ -34,6 +39,12 @@ def with_whole_sizes(dicts: list[dict], name: str) -> list[dict]:
 
 
 def check_classes(objects: Objects, name: str, needs: Needs) -> None:
+    """
+    Check the classes of a dataset against its metadata and the model.
+
+    Raises:
+        ValueError: a category id is out of range, or the model has a different number of classes.
+    """
     things = MetadataCatalog.get(name).get("thing_classes")
     limits = [] if things is None else [(len(things), "the dataset has")]
     classes = needs.classes
@@ -57,7 +68,12 @@ def check_classes(objects: Objects, name: str, needs: Needs) -> None:
 
 
 def with_known_crowds(objects: Objects, name: str) -> Objects:
-    """The objects with iscrowd 0 or 1, since Detectron2 takes anything but 0 for a crowd."""
+    """
+    Make iscrowd 0 or 1, since Detectron2 takes everything but 0 for a crowd.
+
+    Raises:
+        ValueError: a value of iscrowd is neither.
+    """
     crowds = objects.crowds
     if all(crowd in (0, 1) for crowd in _distinct(crowds)):
         return objects
@@ -80,6 +96,12 @@ def _distinct(values: list) -> Collection:
 
 
 def check_has_objects(objects: Objects, name: str, needs: Needs, warn: Warn) -> None:
+    """
+    Check that a dataset has objects; warn about images with only crowds.
+
+    Raises:
+        ValueError: it has none, but its purpose needs some.
+    """
     crowds = np.array(objects.crowds, dtype=bool)
     num_images = len(objects.dicts)
     total = np.bincount(objects.owner, minlength=num_images)
@@ -87,12 +109,12 @@ def check_has_objects(objects: Objects, name: str, needs: Needs, warn: Warn) -> 
     if len(crowded) > 0:
         files = [f"'{objects.dicts[image].get('file_name')}'" for image in crowded.tolist()]
         warn(
-            f"{len(files)} image(s) have only crowd boxes, which are no objects to train on: "
+            f"{len(files)} image(s) have only crowd boxes, which are not objects to train on: "
             f"{named(files)}."
         )
     if not crowds.all():
         return
-    advice = "Look at its annotation file: boxes must be there, and not all with iscrowd = 1."
+    advice = "Check its annotation file: it must have boxes, and not all with iscrowd = 1."
     if needs.train and needs.objects:
         raise ValueError(
             f"Dataset '{name}' has {num_images} image(s) but no object to train on. {advice}"
@@ -105,13 +127,13 @@ def check_has_objects(objects: Objects, name: str, needs: Needs, warn: Warn) -> 
 
 
 def describe_regions(objects: Objects, ignores_regions: bool) -> str:
-    """One line on the crowds in a dataset for training, and what happens to them; "" for none."""
+    """Describe the crowds in a dataset for training and their treatment; "" without crowds."""
     if ignores_regions:
         num = sum(map(is_region, objects.annotations))
         return f"{num} annotation(s) are regions to ignore: iscrowd or ignore is 1." if num else ""
     num = sum(map(bool, objects.crowds))
     return (
-        f"{num} crowd box(es) are left out, so that negatives are taken from there. To ignore "
+        f"{num} crowd box(es) are left out, so negatives are taken from there. To ignore "
         "these regions, set MODEL.IGNORED_REGIONS.ENABLED to True."
         if num
         else ""
@@ -119,7 +141,7 @@ def describe_regions(objects: Objects, ignores_regions: bool) -> str:
 
 
 def _is_labelled(name: str) -> bool:
-    """Whether its annotations are meant to be there, unlike those of COCO's test-dev."""
+    """Return whether a dataset is meant to have annotations, unlike COCO's test-dev."""
     metadata = MetadataCatalog.get(name)
     if metadata.get("evaluator_type") not in ("coco", "pascal_voc"):
         return False
@@ -129,9 +151,11 @@ def _is_labelled(name: str) -> bool:
 
 def check_keypoint_names(name: str, num: int) -> None:
     """
+    Check the names of keypoints in the metadata of a dataset for training.
+
     Raises:
-        ValueError: the metadata of a dataset for training do not name its ``num`` keypoints, or not
-            which ones are swapped when an image is flipped.
+        ValueError: the metadata does not name ``num`` keypoints, or not the pairs that are swapped
+            when an image is flipped.
     """
     metadata = MetadataCatalog.get(name)
     names = metadata.get("keypoint_names")

@@ -1,5 +1,5 @@
 """
-From annotations that mark regions to ignore to targets that carry them, see
+The way of regions to ignore from annotations to the targets of a model, see
 :mod:`pisa_d2.regions`.
 """
 
@@ -16,17 +16,16 @@ REGION = -1
 
 
 def is_region(annotation: dict[str, Any]) -> bool:
-    """Whether an annotation, in Detectron2's format, is a region to ignore and no object."""
+    """Return whether an annotation in Detectron2's format is a region to ignore."""
     return bool(annotation.get("iscrowd") or annotation.get("ignore"))
 
 
 def without_regions_alone(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
-    Leave out the images that have regions to ignore and no object, as Detectron2 does if these are
-    crowds.
+    Leave out images with regions to ignore but no object, as Detectron2 does with crowds.
 
     Raises:
-        ValueError: no image is left.
+        ValueError: no image remains.
     """
     kept = [
         record
@@ -35,14 +34,14 @@ def without_regions_alone(records: list[dict[str, Any]]) -> list[dict[str, Any]]
     ]
     if records and not kept:
         raise ValueError(
-            "All images of DATASETS.TRAIN have nothing but regions to ignore (iscrowd or ignore "
-            "is 1), and no object to train on."
+            "All images of DATASETS.TRAIN have only regions to ignore (iscrowd or ignore is 1) "
+            "and no object to train on."
         )
     return kept
 
 
 def with_regions_as_crowds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A copy of a dataset in which ``iscrowd`` is 1 for all regions to ignore."""
+    """Copy a dataset and set ``iscrowd`` to 1 for all regions to ignore."""
     return [
         {
             **record,
@@ -56,25 +55,28 @@ def with_regions_as_crowds(records: list[dict[str, Any]]) -> list[dict[str, Any]
 
 class KeepRegions:
     """
-    A mapper of dataset dicts that makes :class:`TargetsWithRegions`, by means of any other mapper
-    of images with objects: to this one, regions are objects of class :data:`REGION`, so that it
-    resizes, flips and crops them as it does objects. It must not ask for more of their class.
+    A mapper of dataset dicts that makes :class:`TargetsWithRegions` with the help of another
+    mapper. To that mapper, regions are objects of class :data:`REGION`, which it resizes, flips and
+    crops like other objects. It must not depend on their class otherwise.
     """
 
     def __init__(self, mapper: Callable[[dict], dict | None]) -> None:
         """
         Args:
-            mapper: makes a model's input of a dataset dict, such as Detectron2's ``DatasetMapper``.
+            mapper: turns a dataset dict into a model's input, such as Detectron2's
+                ``DatasetMapper``.
         """
         self.mapper = mapper
 
     def __call__(self, dataset_dict: dict) -> dict | None:
         """
+        Map an image.
+
         Args:
-            dataset_dict: of one image, in Detectron2's format.
+            dataset_dict: the dict of one image, in Detectron2's format.
 
         Returns:
-            The mapper's inputs, whose "instances" carry the regions in addition to the objects.
+            The mapper's result, whose "instances" carry the regions in addition to the objects.
         """
         annotations = dataset_dict.get("annotations")
         if annotations is not None:
@@ -87,7 +89,7 @@ class KeepRegions:
 
 def _as_objects(annotations: list[dict]) -> list[dict]:
     objects = [annotation for annotation in annotations if not is_region(annotation)]
-    # Objects of an image have masks, or keypoints, all or none.
+    # Either all objects of an image have masks, or none; the same holds for keypoints.
     like = objects[0] if objects else {}
     return [_as_object(x, like) if is_region(x) else x for x in annotations]
 
@@ -110,7 +112,7 @@ def _as_object(region: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rle(polygons: list[list[float]], like: dict[str, Any]) -> dict[str, Any]:
-    # Of the kind that the others are: cropped, polygons need a library that these may do without.
+    # Run-length codes like the others: to crop polygons takes a library that may not be installed.
     return mask.merge(mask.frPyObjects(polygons, *like["size"]))
 
 

@@ -1,4 +1,4 @@
-"""Registers datasets with Detectron2: those that a config names, and those of this package."""
+"""Registration of the datasets in a config, and of this package's, with Detectron2."""
 
 import difflib
 import functools
@@ -21,11 +21,12 @@ _FORM = "[name, annotation file, image folder] for COCO, [name, folder or ImageS
 
 def register_builtin_datasets(root: str | os.PathLike | None = None) -> None:
     """
-    Register ``bccd_*`` and ``digits_*``. Names that are taken stay as they are. Nothing is read or
-    made before a dataset is loaded.
+    Register ``bccd_*`` and ``digits_*``. Registered names stay as they are. Nothing is read or made
+    before a dataset is loaded.
 
     Args:
-        root: the folder of the datasets; ``$DETECTRON2_DATASETS``, or else "datasets", by default.
+        root: the folder of the datasets; by default ``$DETECTRON2_DATASETS``, or "datasets" if that
+            is not set.
     """
     root = os.getenv("DETECTRON2_DATASETS", "datasets") if root is None else root
     register_bccd(root, replace=False)
@@ -34,9 +35,9 @@ def register_builtin_datasets(root: str | os.PathLike | None = None) -> None:
 
 def register_from_config(cfg: CfgNode) -> None:
     """
-    Register the built-in datasets and those that ``DATASETS.REGISTER`` lists, see
+    Register the built-in datasets and the ones in ``DATASETS.REGISTER``, see
     :func:`register_datasets`. Unless ``cfg`` is frozen, its paths are made absolute, so that a
-    saved config serves in any folder.
+    saved config works in any folder.
     """
     register_builtin_datasets()
     entries = register_datasets(cfg.DATASETS.REGISTER)
@@ -52,15 +53,15 @@ def register_datasets(entries: Sequence[Sequence[str]]) -> list[list[str]]:
     Args:
         entries: for each dataset [name, annotation file, image folder] in COCO's format, see
             :func:`pisa_d2.data.coco.load_coco`, or [name, folder or ImageSets file] in Pascal
-            VOC's, see :func:`pisa_d2.data.voc.load_voc`. The latter have the same classes, sorted
-            by name: those that occur in any of them. A path may begin with ``~``. A name from an
+            VOC's, see :func:`pisa_d2.data.voc.load_voc`. All VOC datasets have the same classes:
+            the names that occur in any of them, sorted. A path may begin with ``~``. A name from an
             earlier call is registered again.
 
     Returns:
         The entries with absolute paths.
 
     Raises:
-        ValueError: an entry has another form, or its name is taken.
+        ValueError: an entry has a different form, or its name is taken.
     """
     checked = [_check_entry(entry) for entry in entries]
     names = [name for name, *_ in checked]
@@ -121,8 +122,8 @@ def _read_voc(path: str, classes: Callable[[], list[str]]) -> tuple[list[dict], 
 
 class RegisteredDataset:
     """
-    The loader of a dataset that :func:`register_datasets` registered. Its classes are known, and
-    complete its metadata, as soon as it was read.
+    The loader of a dataset that :func:`register_datasets` registered. Reading the dataset adds the
+    classes to its metadata.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class RegisteredDataset:
     ) -> None:
         """
         Args:
-            name: of the dataset.
+            name: the name of the dataset.
             read: returns the records, in Detectron2's format, and the metadata.
         """
         self.name = name
@@ -143,7 +144,7 @@ class RegisteredDataset:
         return records
 
     def classes(self) -> list[str]:
-        """Read the class names. The next call to load the dataset does not read it again."""
+        """Read the class names. The next call that loads the dataset does not read it again."""
         if self._unused is None:
             self._unused = self._read()
         return MetadataCatalog.get(self.name).thing_classes
@@ -155,7 +156,7 @@ class RegisteredDataset:
 
 
 def unregistered(key: str, name: str) -> ValueError:
-    """Return the error that says how to register ``name``, the value of the config key ``key``."""
+    """Make the error that says how to register ``name``, the value of the config key ``key``."""
     near = difflib.get_close_matches(name, list(DatasetCatalog), n=3)
     meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return ValueError(
@@ -168,8 +169,10 @@ def unregistered(key: str, name: str) -> ValueError:
 
 def check_registered(key: str, names: Sequence[str]) -> None:
     """
+    Check that ``names``, the value of the config key ``key``, are registered.
+
     Raises:
-        ValueError: one of ``names``, the value of the config key ``key``, is not registered.
+        ValueError: a name is not.
     """
     for name in names:
         if name not in DatasetCatalog:

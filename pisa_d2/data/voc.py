@@ -1,4 +1,4 @@
-"""Reads annotations in the xml format of Pascal VOC, of any classes and in the usual folders."""
+"""A reader of Pascal VOC's xml format, for any classes and the usual folders."""
 
 import os
 import xml.etree.ElementTree as ElementTree
@@ -9,22 +9,22 @@ from typing import Any
 from detectron2.structures import BoxMode
 from PIL import Image, ImageOps
 
-# Names of the folders, in lower case, as Pascal VOC and various tools have them. Without one, the
-# files lie in the dataset's folder itself.
+# Names of the folders, in lower case, in Pascal VOC and from various tools. Without such a folder,
+# the files are in the dataset's folder itself.
 _ANNOTATION_FOLDERS = ("annotations", "annots", "xmls", "xml")
 _IMAGE_FOLDERS = ("jpegimages", "images", "imgs", "img")
 
 
 def load_voc(path: str | os.PathLike, classes: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """
-    Load annotations in Pascal VOC's format, with Detectron2's reading of the coordinates: 1-based
-    pixel indices, so that 1 is subtracted from xmin and ymin.
+    Load annotations in Pascal VOC's format. Like Detectron2, take coordinates for 1-based pixel
+    indices, and subtract 1 from xmin and ymin.
 
     Args:
         path: a dataset's folder, or a file ``FOLDER/ImageSets/.../NAME.txt`` that lists some of its
             images. The folder has the xml files in "Annotations" and the images in "JPEGImages",
-            or both beside one another; images may have any suffix.
-        classes: names of the classes; :func:`voc_classes` of the folder by default.
+            or both in itself; images may have any suffix.
+        classes: names of the classes; by default :func:`voc_classes` of the folder.
 
     Returns:
         One dict per image in Detectron2's format, sorted by image id in a folder and in the order
@@ -32,7 +32,7 @@ def load_voc(path: str | os.PathLike, classes: Sequence[str] | None = None) -> l
 
     Raises:
         FileNotFoundError: there are no annotations, or a listed one is missing.
-        ValueError: an annotation file cannot be understood. The message names it.
+        ValueError: an annotation file cannot be parsed. The message names it.
     """
     names = voc_classes(path) if classes is None else list(classes)
     folder, listed = _resolve(path)
@@ -43,8 +43,8 @@ def load_voc(path: str | os.PathLike, classes: Sequence[str] | None = None) -> l
 
 def voc_classes(path: str | os.PathLike) -> list[str]:
     """
-    Return the sorted class names in all annotations of a dataset's folder, whichever of its images
-    ``path`` lists (see :func:`load_voc`), so that its splits have the same classes.
+    Return the sorted class names in all annotations of a dataset's folder, not only of the images
+    that ``path`` lists (see :func:`load_voc`), so that all splits have the same classes.
     """
     folder = _resolve(path)[0]
     names: set[str] = set()
@@ -59,7 +59,7 @@ def voc_classes(path: str | os.PathLike) -> list[str]:
 
 
 def _resolve(path: str | os.PathLike) -> tuple[Path, list[str]]:
-    """The folder of the xml files, and the ids to read: paths in it without the suffix."""
+    """Find the folder of the xml files, and the ids to read: paths in it without the suffix."""
     path = Path(path)
     if path.is_dir():
         annotations = _subfolder(path, _ANNOTATION_FOLDERS)
@@ -67,7 +67,7 @@ def _resolve(path: str | os.PathLike) -> tuple[Path, list[str]]:
         if not ids:
             raise FileNotFoundError(
                 f"'{annotations}' has no xml files. Name a folder that has Annotations/*.xml and "
-                "JPEGImages/*, or both kinds of files beside one another."
+                "JPEGImages/*, or both kinds of files in itself."
             )
         return annotations, ids
     if not path.is_file():
@@ -104,7 +104,7 @@ def _all_ids(annotations: Path) -> list[str]:
 
 
 class _Images:
-    """Finds the image of an annotation file."""
+    """The images of a dataset, by annotation file."""
 
     def __init__(self, annotations: Path, ids: Sequence[str]) -> None:
         beside = [annotations]
@@ -123,9 +123,14 @@ class _Images:
 
     def find(self, image_id: str, name: str) -> Path:
         """
+        Find the image of an annotation file.
+
         Args:
             image_id: path of the annotation file, relative and without its suffix.
-            name: of the image, as the annotation file gives it; may be empty.
+            name: the name of the image in the annotation file; may be empty.
+
+        Raises:
+            ValueError: several images might be meant.
         """
         found = self._by_id.get(image_id, [])
         if len(found) == 1:

@@ -47,8 +47,8 @@ def test_a_few_boxes_over_the_edge_are_not_mentioned(boxes):
     assert warnings_of(boxes) == []
     boxes[:10, 2] = 150
     (warning,) = warnings_of(boxes)
-    assert warning.startswith("10 of 200 boxes reach over the right or lower edge")
-    assert "another size" in warning
+    assert warning.startswith("10 of 200 boxes extend beyond the right or lower edge")
+    assert "a different size" in warning
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_few_boxes_over_the_edge_are_not_mentioned(boxes):
             lambda b: np.hstack([b[:, :2] + b[:, 2:] / 2, b[:, 2:]]),
             "Read as centres [x, y, width, height], 200 of them fit",
         ),
-        (lambda b: 4 * b, "Are they of images of another size?"),
+        (lambda b: 4 * b, "Do they belong to images of a different size?"),
     ],
 )
 def test_boxes_of_another_meaning_are_shown_with_evidence(boxes, convert, expected):
@@ -69,7 +69,7 @@ def test_boxes_of_another_meaning_are_shown_with_evidence(boxes, convert, expect
     (warning,) = warnings_of(converted)
     outside = (converted[:, :2] + converted[:, 2:] > np.array([101, 81])).any(axis=1)
     first = int(np.argmax(outside))
-    assert warning.startswith(f"{outside.sum()} of {len(converted)} boxes reach over the right")
+    assert warning.startswith(f"{outside.sum()} of {len(converted)} boxes extend beyond the right")
     assert f"of '{first}.jpg', which is 100 x 80" in warning
     assert expected in warning
 

@@ -222,7 +222,7 @@ def test_images_with_only_crowds_are_named(folder, caplog):
     dicts = records(folder, [crowd, crowd], [crowd, annotation()], [])
     assert check_dataset(dicts, NAME) == dicts
     (warning,) = caplog.messages
-    assert f"1 image(s) have only crowd boxes, which are no objects to train on: '{folder}/0" in (
+    assert f"1 image(s) have only crowd boxes, which are not objects to train on: '{folder}/0" in (
         warning
     )
 

@@ -69,7 +69,10 @@ def without(key):
 
 
 FAULTS = {
-    "no categories": (without("categories"), "list of 'categories' at the top, this file has"),
+    "no categories": (
+        without("categories"),
+        "list of 'categories' at the top level, but this file has",
+    ),
     "no images": (without("images"), "list of 'images' at the top"),
     "annotations as an object": (
         lambda c: c.update(annotations={"1": {}}),
@@ -91,10 +94,10 @@ FAULTS = {
     "a category of no name": (change("categories", 1, name=None), "has no name"),
     "an image without an id": (remove("images", 1, "id"), "(file_name '2.jpg') has no id"),
     "an annotation without an id": (remove("annotations", 1, "id"), "annotations[1] (image_id 1)"),
-    "an id that is a list": (change("images", 1, id=[2]), "the id must be a number or a text"),
-    "ids of two types": (change("images", 1, id="2"), "ids of images are numbers, others texts"),
+    "an id that is a list": (change("images", 1, id=[2]), "the id must be a number or a string"),
+    "ids of two types": (change("images", 1, id="2"), "ids of images are numbers, others strings"),
     "an image without a file": (remove("images", 1, "file_name"), "images[1] (id 2) has no file"),
-    "a file that is a number": (change("images", 1, file_name=2), "one that is not a text"),
+    "a file that is a number": (change("images", 1, file_name=2), "one that is not a string"),
     "an image without a width": (remove("images", 1, "width"), "2.jpg' has width = None"),
     "a height that is a text": (change("images", 1, height="80"), "2.jpg' has height = '80'"),
     "a category that is not listed": (
@@ -104,14 +107,18 @@ FAULTS = {
     ),
     "a category id of another type": (
         change("annotations", 3, category_id="2"),
-        "category_id = '2', which 'categories' does not list (there is 2: number and text differ)",
+        "category_id = '2', which 'categories' does not list (there is 2: a number and a string "
+        "differ)",
     ),
     "no category id": (remove("annotations", 3, "category_id"), "category_id = None"),
-    "a category id that is a list": (change("annotations", 3, category_id=[1]), "number or a text"),
+    "a category id that is a list": (
+        change("annotations", 3, category_id=[1]),
+        "number or a string",
+    ),
     "image ids of another type": (
         everywhere("images", "id", str),
         "No annotation belongs to an image of the file: annotations[0] (id 0, image_id 1) has "
-        "image_id = 1 (there is '1': number and text differ)",
+        "image_id = 1 (there is '1': a number and a string differ)",
     ),
     "an annotation to ignore": (
         change("annotations", 3, ignore=1),

@@ -73,7 +73,7 @@ def test_the_size_is_that_of_the_image_as_detectron2_turns_it(tmp_path, suffix, 
 
 def test_a_turned_image_whose_stored_size_was_annotated_is_explained(tmp_path):
     path = save(tmp_path / "a.jpg", orientation=6)
-    with pytest.raises(ValueError, match=r"turned as its EXIF tag says.*exiftool -Orientation="):
+    with pytest.raises(ValueError, match=r"rotated by its EXIF tag.*exiftool -Orientation="):
         check([record(path)])
 
 
@@ -81,7 +81,7 @@ def test_an_image_of_another_size_names_all_that_have_one(tmp_path):
     dicts = [record(save(tmp_path / f"{i}.jpg")) for i in range(9)]
     for i in range(1, 8):
         dicts[i]["width"] = 640
-    match = r"'mine': 7 of 9 images have another size.*1\.jpg' is 64 x 48, .*say 640 x 48.*2 more"
+    match = r"'mine': 7 of 9 images differ in size.*1\.jpg' is 64 x 48, .*say 640 x 48.*2 more"
     with pytest.raises(ValueError, match=match):
         check(dicts)
 

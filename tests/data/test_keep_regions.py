@@ -157,7 +157,7 @@ def test_a_dataset_of_regions_alone_is_refused(record):
     records = [{**record, "image_id": 0, "annotations": [as_region(BOXES[0], "ignore")]}]
     register_dataset("regions", lambda: records, thing_classes=["a", "b"])
     cfg = small_cfg("DATASETS.TRAIN", "('regions',)", "MODEL.IGNORED_REGIONS.ENABLED", True)
-    with pytest.raises(ValueError, match="nothing but regions to ignore"):
+    with pytest.raises(ValueError, match="only regions to ignore"):
         build_train_loader(cfg)
 
 
@@ -165,7 +165,7 @@ def test_a_dataset_of_regions_alone_is_refused(record):
     ("on", "said"),
     [
         (True, "2 annotation(s) are regions to ignore"),
-        (False, "1 crowd box(es) are left out, so that negatives are taken from there"),
+        (False, "1 crowd box(es) are left out, so negatives are taken from there"),
     ],
 )
 def test_the_check_counts_crowds_and_says_what_happens_to_them(record, caplog, on, said):

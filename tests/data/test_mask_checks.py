@@ -58,7 +58,7 @@ def test_crowds_may_be_without_a_mask_or_of_another_kind():
 @pytest.mark.parametrize("mask", [CODE, ARRAY])
 def test_masks_that_are_no_polygons_need_another_format(mask):
     dicts = dataset([SQUARE], [mask, SQUARE])
-    match = r"1 of 3 masks are no polygons, as in 's3://bucket/1\.jpg'.*INPUT\.MASK_FORMAT bitmask"
+    match = r"1 of 3 masks are not polygons, such as in 's3://bucket/1\.jpg'.*MASK_FORMAT bitmask"
     with pytest.raises(ValueError, match=match):
         check_dataset(dicts, NAME, POLYGON)
     for readable in (BITMASK, needs()):

@@ -86,8 +86,8 @@ def test_check_ends_with_an_error(small, monkeypatch):
 
 def test_data_that_cannot_be_made_are_left_out(monkeypatch, capsys):
     def loading(cfg, num_workers, num_images):
-        raise ImportError("Making the digits data set needs scikit-learn")
+        raise ImportError("Making the digits dataset needs scikit-learn")
 
     monkeypatch.setattr(benchmark.benchmark_data, "loading", loading)
     assert benchmark.measure_data("cpu") == {}
-    assert "Left out: Making the digits data set" in capsys.readouterr().err
+    assert "Left out: Making the digits dataset" in capsys.readouterr().err
