@@ -46,13 +46,13 @@ def test_a_run_trains_evaluates_resumes_and_is_evaluated_again(datasets, tmp_pat
 
     args = default_argument_parser().parse_args(["--config-file", str(DIGITS)])
     args.opts = ["OUTPUT_DIR", str(output)]
-    with pytest.raises(ValueError, match=f"OUTPUT_DIR = '{output}' holds checkpoints of another"):
+    with pytest.raises(ValueError, match=f"OUTPUT_DIR = '{output}' has checkpoints of another"):
         main(args)
     words = ["--resume", "SOLVER.MAX_ITER", "25", "SOLVER.BASE_LR", "9.0"]
     printed = train_net(datasets, output, *words)
     assert "Starting training from iteration 20" in printed
     assert "SOLVER.MAX_ITER: 25, before 20" in printed
-    assert "SOLVER.BASE_LR: 0.04 counts, not 9.0" in printed
+    assert "SOLVER.BASE_LR: 0.04, not 9.0" in printed
     assert max(line["iteration"] for line in read_metrics(output)) == 25
     config = (output / "config.yaml").read_text()
     assert "BASE_LR: 0.04" in config and "MAX_ITER: 25" in config

@@ -1,3 +1,5 @@
+"""Checkpoints that survive interruptions."""
+
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ class _WriteAside:
 
     @contextmanager
     def open(self, path: str, mode: str = "r", **kwargs: Any) -> Iterator[IO]:
-        if "w" not in mode or "://" in path:  # object stores do this by themselves
+        if "w" not in mode or "://" in path:  # object stores do so themselves
             with self._path_manager.open(path, mode, **kwargs) as file:
                 yield file
             return
@@ -30,7 +32,7 @@ class _WriteAside:
             with self._path_manager.open(partial, mode, **kwargs) as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())  # or a machine that goes down may keep the name alone
+                os.fsync(file.fileno())  # or a machine that crashes may keep only the name
         except BaseException:
             with suppress(OSError):
                 os.remove(partial)
@@ -40,8 +42,9 @@ class _WriteAside:
 
 class Checkpointer(DetectionCheckpointer):
     """
-    Detectron2's, for runs that are interrupted: the checkpoint, and then the file that says which
-    is the last, are written aside and moved into place; and what cannot be read is passed over.
+    Detectron2's checkpointer, for runs that may be interrupted. The checkpoint, and then the file
+    that names the last one, are written next to their place and moved there; checkpoints that
+    cannot be read are skipped.
     """
 
     def __init__(self, model: torch.nn.Module, save_dir: str = "", **kwargs: Any) -> None:
@@ -52,12 +55,14 @@ class Checkpointer(DetectionCheckpointer):
 
     def save(self, name: str, **kwargs: Any) -> None:
         """
+        Save a checkpoint.
+
         Raises:
-            OSError: the checkpoint could not be written. Nothing of it is left on the disk.
+            OSError: it could not be written. No part of it stays on the disk.
         """
         try:
             super().save(name, **kwargs)
-        except (OSError, RuntimeError) as error:  # torch wraps the system's error in the second
+        except (OSError, RuntimeError) as error:  # torch wraps the system's error in a RuntimeError
             free = shutil.disk_usage(self.save_dir).free / 2**20
             raise OSError(
                 f"Checkpoint '{os.path.join(self.save_dir, name)}.pth' could not be written "
@@ -67,8 +72,11 @@ class Checkpointer(DetectionCheckpointer):
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """
+        Load a checkpoint.
+
         Raises:
-            ValueError: the file cannot be read, or holds nothing for this model; with its name.
+            ValueError: the file cannot be read, or has nothing for this model. The message names
+                it.
         """
         try:
             return super().load(path, *args, **kwargs)
@@ -79,20 +87,20 @@ class Checkpointer(DetectionCheckpointer):
         self, path: str, *, resume: bool = True, whole: bool = False
     ) -> dict[str, Any]:
         """
-        Load the last checkpoint if ``resume`` is set and there is one, otherwise ``path``. As
-        Detectron2's, but a damaged checkpoint is named in a warning and the one before it is
-        loaded, and each process reads one file. All load the one that the main process has chosen.
+        Load the last checkpoint if ``resume`` is set and there is one, otherwise ``path``. Unlike
+        Detectron2's, a damaged checkpoint causes a warning, and the one before it is loaded. All
+        processes load the file that the main process has chosen, and each reads only this file.
 
         Args:
             whole: whether ``path`` must have all parameters of the model, as a resumed checkpoint
-                must. Otherwise Detectron2 warns of those that stay as they are.
+                must. Otherwise Detectron2 warns about the parameters that stay as they are.
 
         Raises:
-            RuntimeError: there are checkpoints, and none can be read.
-            FileNotFoundError: not all processes see the folder of the main process, or there is no
-                file ``path``.
-            ValueError: a parameter is missing or has another shape; ``path`` is no checkpoint; or
-                it is empty, and all parameters are asked for.
+            RuntimeError: there are checkpoints, but none can be read.
+            FileNotFoundError: not all processes see the main process's folder, or ``path`` does not
+                exist.
+            ValueError: a parameter is missing or has a different shape; ``path`` is not a
+                checkpoint; or ``path`` is empty although ``whole`` is set.
         """
         chosen = ""
         if resume and "://" not in self.save_dir:
@@ -119,7 +127,7 @@ class Checkpointer(DetectionCheckpointer):
             self._whole = False
 
     def _newest_readable(self) -> str:
-        """The last checkpoint if it can be read, otherwise the newest that can; "" without any."""
+        """Find the last checkpoint, or the newest that can be read; "" without checkpoints."""
         if not self.has_checkpoint():
             return ""
         last = self.get_checkpoint_file()
@@ -135,10 +143,11 @@ class Checkpointer(DetectionCheckpointer):
             except Exception as error:
                 self.logger.warning(
                     "Checkpoint '%s' is damaged (%s): looking for the one before it.",
-                    *(file, _reason(error)),
+                    file,
+                    _reason(error),
                 )
                 continue
-            if file == last or "trainer" in content:  # others may be weights alone
+            if file == last or "trainer" in content:  # other files may be weights alone
                 self._read[file] = content if "model" in content else {"model": content}
                 return file
         raise RuntimeError(
@@ -152,17 +161,17 @@ class Checkpointer(DetectionCheckpointer):
         try:
             content = super()._load_file(filename)
             weights = content["model"]
-        except Exception as error:  # of any kind: pickle runs what the file says
+        except Exception as error:  # of any kind, since pickle runs code in the file
             raise ValueError(
-                f"it is no checkpoint, or damaged ({_reason(error)}). Check MODEL.WEIGHTS, or "
+                f"it is not a checkpoint, or damaged ({_reason(error)}). Check MODEL.WEIGHTS, or "
                 "download the file again."
             ) from error
         kinds = (torch.Tensor, np.ndarray)
         if not isinstance(weights, dict) or not all(isinstance(w, kinds) for w in weights.values()):
             found = list(weights)[:5] if isinstance(weights, dict) else type(weights).__name__
             raise ValueError(
-                f"it is no checkpoint of Detectron2. It holds {found} and not parameters by their "
-                "names, alone or under 'model'."
+                f"it is not a checkpoint of Detectron2. It contains {found} instead of parameters "
+                "by name, at the top or under 'model'."
             )
         return content
 
@@ -171,25 +180,25 @@ class Checkpointer(DetectionCheckpointer):
         names = {name for name, _ in self.model.named_parameters()}
         missing = sorted(names.intersection(incompatible.missing_keys))
         advice = (
-            "Use the config that it was trained with; to train on from it with other classes, name "
-            "it as MODEL.WEIGHTS, without --resume, and another OUTPUT_DIR."
+            "Use the config that it was trained with. To start from it with other classes, name it "
+            "as MODEL.WEIGHTS, with another OUTPUT_DIR and without --resume."
         )
         if self._whole and incompatible.incorrect_shapes:
             name, there, here = incompatible.incorrect_shapes[0]
             raise ValueError(
-                f"it is not of this model. {name} is {there} there and {here} here, as when the "
-                f"number of classes differs. {advice}"
+                f"it belongs to a different model. {name} has the shape {there} there and {here} "
+                f"here, as when the number of classes differs. {advice}"
             )
         if names and len(missing) == len(names):
             there = sorted(incompatible.unexpected_keys)
             raise ValueError(
-                f"it has no parameter of this model. There, names are like {there[:3]}; here, like "
-                f"{missing[:3]}."
+                f"it has no parameter of this model. Its names are like {there[:3]}, the model's "
+                f"like {missing[:3]}."
             )
         if self._whole and missing:
             raise ValueError(
-                f"it is not of this model. {len(missing)} of the {len(names)} parameters are "
-                f"missing, such as {missing[0]}. {advice}"
+                f"it belongs to a different model. {len(missing)} of the {len(names)} parameters "
+                f"are missing, such as {missing[0]}. {advice}"
             )
         return incompatible
 

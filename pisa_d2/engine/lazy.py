@@ -1,4 +1,4 @@
-"""Resumable training from Detectron2's LazyConfig; its parts are named in configs/LazyConfig."""
+"""Resumable training with Detectron2's LazyConfig, and the parts that configs/LazyConfig needs."""
 
 import copy
 import os
@@ -43,10 +43,11 @@ def build_lazy_train_loader(
     make_sampler: Callable[[Dataset], Any] | None = None,
 ) -> TrainLoader:
     """
-    A :class:`TrainLoader`, which resumes exactly, from arguments of Detectron2's
+    Build a :class:`TrainLoader`, which resumes exactly, from arguments of Detectron2's
     ``build_detection_train_loader``. Damaged images are left out with a warning.
 
     Args:
+        dataset, mapper, total_batch_size, num_workers, aspect_ratio_grouping: see Detectron2.
         make_sampler: makes the sampler of ``dataset``; by default ``TrainingSampler``.
 
     Raises:
@@ -70,11 +71,11 @@ def build_lazy_train_loader(
 
 def clip_gradients(*, optimizer: type[Optimizer], max_norm: float, **kwargs: Any) -> Optimizer:
     """
-    An optimizer that first clips the gradient of each parameter, as ``SOLVER.CLIP_GRADIENTS`` of
-    type "norm".
+    Build an optimizer that first clips the gradient of each parameter, like
+    ``SOLVER.CLIP_GRADIENTS`` of type "norm".
 
     Args:
-        optimizer: its class.
+        optimizer: the class of the optimizer.
         max_norm: the largest norm of a gradient.
         kwargs: arguments of ``optimizer``.
     """
@@ -85,7 +86,12 @@ def clip_gradients(*, optimizer: type[Optimizer], max_norm: float, **kwargs: Any
 
 
 def evaluate(cfg: DictConfig, model: torch.nn.Module) -> dict[str, Any]:
-    """The results of ``dataloader.evaluator`` on ``dataloader.test``; none without an evaluator."""
+    """
+    Evaluate on ``dataloader.test``.
+
+    Returns:
+        The results of ``dataloader.evaluator``; empty without an evaluator.
+    """
     if "evaluator" not in cfg.dataloader:
         return OrderedDict()
     results = inference_on_dataset(
@@ -97,11 +103,11 @@ def evaluate(cfg: DictConfig, model: torch.nn.Module) -> dict[str, Any]:
 
 class LazyTrainer(ResumableTrainer):
     """
-    A :class:`ResumableTrainer` of a LazyConfig with the fields of Detectron2's
+    A :class:`ResumableTrainer` for a LazyConfig with the fields of Detectron2's
     ``tools/lazyconfig_train_net.py``: ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader``
     and ``train``. It resumes exactly if ``dataloader.train`` is a
-    :func:`build_lazy_train_loader`; with any other loader the sequence of images begins again, and
-    a warning says so.
+    :func:`build_lazy_train_loader`. With any other loader the sequence of images restarts, and a
+    warning says so.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -144,7 +150,7 @@ class LazyTrainer(ResumableTrainer):
         return [hook for hook in built if hook is not None]
 
     def build_writers(self) -> list[EventWriter]:
-        """Detectron2's, with a metrics.json that is valid JSON, see :class:`MetricsWriter`."""
+        """Build Detectron2's writers, with :class:`MetricsWriter` for metrics.json."""
         folder = self.cfg.train.output_dir
         return [
             CommonMetricPrinter(self.max_iter),

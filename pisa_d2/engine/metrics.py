@@ -1,3 +1,5 @@
+"""Reading and writing of metrics.json, whose every line is valid JSON."""
+
 import json
 import math
 import os
@@ -12,12 +14,14 @@ COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
     """
+    Read the ``metrics.json`` in the output folder of a run.
+
     Returns:
-        The lines of the ``metrics.json`` of a run, in its output folder, with NaN for null. A line
-        that is not finished, of a run that goes on or was killed, is left out.
+        One dict per line, with NaN for null. An incomplete last line, of a run that still trains or
+        was killed, is left out.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
     """
     text = (Path(folder) / "metrics.json").read_text()
     lines = text[: text.rfind("\n") + 1].splitlines()
@@ -28,7 +32,7 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class _WithoutNaN:
-    """A text file that gets each line of JSON with null for NaN and infinity, unknown to JSON."""
+    """A text file for lines of JSON, with null for NaN and infinity, which JSON does not have."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -43,8 +47,8 @@ class _WithoutNaN:
 
 class MetricsWriter(JSONWriter):
     """
-    Detectron2's, for a metrics.json whose every line is valid JSON: a number that is not finite is
-    null, and a line that an earlier run left unfinished is removed.
+    Detectron2's writer, with valid JSON on every line of metrics.json: null stands for a number
+    that is not finite, and an incomplete line of an earlier run is removed.
     """
 
     def __init__(self, json_file: str, **kwargs: Any) -> None:

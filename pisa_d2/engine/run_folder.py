@@ -1,4 +1,4 @@
-"""Checks and locks of ``OUTPUT_DIR``, so that runs do not mix."""
+"""Checks and a lock of ``OUTPUT_DIR``, so that runs do not mix."""
 
 import fcntl
 import logging
@@ -16,12 +16,18 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-# A checkpoint holds the optimizer with these settings, the random seed, and the weights:
-# Detectron2 resumes with them, whatever the config says.
+# A checkpoint has the optimizer with these settings, the seed and the weights. Detectron2 resumes
+# with them, even if the config differs.
 RESTORED = (
-    *("SOLVER.BASE_LR", "SOLVER.BIAS_LR_FACTOR", "SOLVER.MOMENTUM", "SOLVER.NESTEROV"),
-    *("SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_BIAS"),
-    *("SEED", "MODEL.WEIGHTS"),
+    "SOLVER.BASE_LR",
+    "SOLVER.BIAS_LR_FACTOR",
+    "SOLVER.MOMENTUM",
+    "SOLVER.NESTEROV",
+    "SOLVER.WEIGHT_DECAY",
+    "SOLVER.WEIGHT_DECAY_NORM",
+    "SOLVER.WEIGHT_DECAY_BIAS",
+    "SEED",
+    "MODEL.WEIGHTS",
 )
 # The folder in OUTPUT_DIR for the log, the config and the results of an evaluation.
 EVALUATION = "inference"
@@ -36,10 +42,10 @@ logger = logging.getLogger(__name__)
 
 def check_output(folder: str) -> None:
     """
-    Create the folder, and write a megabyte to it that is removed again.
+    Create the folder, write a megabyte to it, and remove the megabyte again.
 
     Raises:
-        OSError: one of these is not possible.
+        OSError: a step fails.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -54,8 +60,10 @@ def check_output(folder: str) -> None:
 
 def check_room(folder: str, model: nn.Module) -> None:
     """
+    Check that the disk has room for a checkpoint: the weights, and the momentum of each.
+
     Raises:
-        OSError: the disk has no room for the weights and the momentum of each.
+        OSError: it does not.
     """
     needed = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
     free = shutil.disk_usage(folder).free
@@ -69,12 +77,13 @@ def check_room(folder: str, model: nn.Module) -> None:
 @contextmanager
 def occupied(folder: str) -> Iterator[None]:
     """
-    Hold ``OUTPUT_DIR`` for one training. Enter on all its processes, before anything is written:
-    the main process takes a lock, which the system frees when that process ends, however it ends.
+    Reserve ``OUTPUT_DIR`` for one training. Enter this on all its processes before anything is
+    written. The main process takes a lock, which the system releases when that process ends for any
+    reason.
 
     Raises:
         OSError: the folder cannot be written to.
-        RuntimeError: another training holds it.
+        RuntimeError: another training holds the lock.
     """
     if not comm.is_main_process() or "://" in folder:
         yield
@@ -82,19 +91,20 @@ def occupied(folder: str) -> Iterator[None]:
     check_output(folder)
     with open(os.path.join(folder, _LOCK), "a+") as file:
         try:
-            # Unlike flock, not inherited by data loaders, which may outlive a killed training.
+            # Data loaders, which may outlive a killed training, do not inherit it, unlike flock.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             file.seek(0)
             raise RuntimeError(
                 f"Another training is running in OUTPUT_DIR = {folder!r} ({file.read().strip()}). "
-                "Wait for its end, stop it, or choose another OUTPUT_DIR."
+                "Wait until it ends, stop it, or choose another OUTPUT_DIR."
             ) from None
         except OSError as error:
             logger.warning(
                 "The file system of OUTPUT_DIR = %r has no locks (%s): make sure that no other "
                 "training runs in it.",
-                *(folder, error),
+                folder,
+                error,
             )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -104,36 +114,37 @@ def occupied(folder: str) -> Iterator[None]:
 
 def check_run(cfg: CfgNode, resume: bool) -> str:
     """
-    Compare a training with what its ``OUTPUT_DIR`` holds. Call it on all processes, before
-    ``default_setup`` writes config.yaml. A resumed run goes on with some settings of its
-    checkpoint, :data:`RESTORED`; ``cfg`` is given these, so that config.yaml says what counts.
+    Compare a training with the contents of its ``OUTPUT_DIR``. Call this on all processes, before
+    ``default_setup`` writes config.yaml. A resumed run continues with some settings of its
+    checkpoint, :data:`RESTORED`. They are written into ``cfg``, so that config.yaml has the values
+    in use.
 
     Returns:
-        A warning that names each key whose value differs from the stored config.yaml and says
-        which value counts; empty if there is none.
+        A warning that names each key whose value differs from the stored config.yaml, and the value
+        that is used; empty if there is none.
 
     Raises:
-        ValueError: the training is new, and the folder holds checkpoints of another one.
+        ValueError: the training is new, but the folder has checkpoints of another one.
     """
     stored: dict[str, Any] | str | None = None
     if comm.is_main_process() and "://" not in cfg.OUTPUT_DIR and os.path.isdir(cfg.OUTPUT_DIR):
         found = sorted(filter(_CHECKPOINT.fullmatch, os.listdir(cfg.OUTPUT_DIR)))
         if found and not resume:
             raise ValueError(
-                f"OUTPUT_DIR = {cfg.OUTPUT_DIR!r} holds checkpoints of another run: "
+                f"OUTPUT_DIR = {cfg.OUTPUT_DIR!r} has checkpoints of another run: "
                 f"{', '.join(found[:3])}{', ...' if found[3:] else ''}. To continue that run, add "
                 "--resume; for a new run, choose another OUTPUT_DIR."
             )
         if found:
             stored = _read_config(os.path.join(cfg.OUTPUT_DIR, "config.yaml"))
-        # An evaluation's config, see evaluation_config; from now on the results are the training's.
+        # The config of an evaluation, see evaluation_config, whose results the training replaces.
         with suppress(FileNotFoundError):
             os.remove(os.path.join(cfg.OUTPUT_DIR, EVALUATION, "config.yaml"))
     stored = comm.all_gather(stored)[0]  # before the main process writes the file again
     if stored is None:
         return ""
     if isinstance(stored, str):
-        return f"{stored}: the settings of the run that is resumed were not compared."
+        return f"{stored}: the settings of the resumed run were not compared."
 
     new = _flatten(yaml.safe_load(cfg.dump()))
     keys = [key for key in {**stored, **new} if key != "OUTPUT_DIR"]
@@ -146,11 +157,11 @@ def check_run(cfg: CfgNode, resume: bool) -> str:
         lines += [
             "These come from the checkpoint, and the new value is ignored (to change one, start a "
             "new run from the checkpoint: MODEL.WEIGHTS, another OUTPUT_DIR, no --resume):",
-            *(f"  {key}: {before!r} counts, not {now!r}" for key, (before, now) in kept.items()),
+            *(f"  {key}: {before!r}, not {now!r}" for key, (before, now) in kept.items()),
         ]
     if len(kept) < len(values):
         lines += [
-            "The new value counts for:",
+            "The new value is used for:",
             *(
                 f"  {key}: {now!r}, before {before!r}"
                 for key, (before, now) in values.items()
@@ -158,17 +169,17 @@ def check_run(cfg: CfgNode, resume: bool) -> str:
             ),
         ]
     path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    return "\n".join([f"Resuming with other settings than '{path}' has.", *lines]) if lines else ""
+    return "\n".join([f"Resuming with settings other than in '{path}'.", *lines]) if lines else ""
 
 
 def _read_config(path: str) -> dict[str, Any] | str:
-    """The keys with their nodes' names, and their values; or the reason why there are none."""
+    """Read the values by their full keys, or return the reason why that is impossible."""
     try:
         with open(path) as file:
             config = yaml.safe_load(file)
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         return f"'{path}' cannot be read ({str(error).splitlines()[0]})"
-    return _flatten(config) if isinstance(config, dict) else f"'{path}' is no config"
+    return _flatten(config) if isinstance(config, dict) else f"'{path}' is not a config"
 
 
 def _flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -183,9 +194,9 @@ def _flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def evaluation_config(cfg: CfgNode) -> CfgNode:
     """
-    A copy for the ``default_setup`` of an evaluation, whose config.yaml and log go beside its
-    results: those of the run, which may be training at this moment, stay as they are. Only a folder
-    without a config.yaml gets one. Call it on all processes.
+    Make a config for the ``default_setup`` of an evaluation, whose config.yaml and log go next to
+    its results, so that the files of the run, which may still be training, stay as they are. A
+    folder without a config.yaml gets one. Call this on all processes.
     """
     if comm.is_main_process() and "://" not in cfg.OUTPUT_DIR:
         with (

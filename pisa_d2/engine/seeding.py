@@ -1,4 +1,4 @@
-"""Random numbers that depend on a key, such as (seed, iteration), and on nothing drawn before."""
+"""Random numbers that depend only on a key, such as (seed, iteration), not on earlier draws."""
 
 import random
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ import torch
 
 def derive_seed(*key: int) -> int:
     """
-    A seed in [0, 2**32) for a key of integers, none negative. Keys of one length that differ in
-    any number give seeds that have nothing to do with one another.
+    Derive a seed in [0, 2**32) from a key of integers, none negative. Keys of the same length that
+    differ in any number give unrelated seeds.
     """
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
@@ -19,8 +19,8 @@ def derive_seed(*key: int) -> int:
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """
-    What is drawn inside, on the CPU, depends on ``key`` alone, and what is drawn afterwards is as
-    if nothing had been drawn: for the global generators of Python, NumPy and torch.
+    Make draws inside depend only on ``key``, and draws afterwards continue as if nothing had been
+    drawn: on the CPU, with the global generators of Python, NumPy and torch.
     """
     seed = derive_seed(*key)
     states = random.getstate(), np.random.get_state()

@@ -1,3 +1,5 @@
+"""A loader of training batches that can start at any iteration."""
+
 import itertools
 import os
 import signal
@@ -17,12 +19,12 @@ from .seeding import seeded
 
 Batch = list[dict[str, Any]]
 
-# Seconds that a process which loads data goes on after SIGTERM, see outlive_signals.
+# Seconds for which a process that loads data continues after SIGTERM, see outlive_signals.
 LINGER = 60
 
 
 class _SeededDataset(Dataset):
-    """Its keys are (position in the training's sequence, index); the first seeds the mapper."""
+    """A dataset with keys (position in the training, index), whose position seeds the mapper."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset = dataset
@@ -39,10 +41,11 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 def outlive_signals(worker_id: int) -> None:
     """
-    A ``worker_init_fn``: SIGTERM of a scheduler and Ctrl-C reach all processes, and the training
-    still needs batches to end its step. The training ends those that load them.
+    Let a process that loads data survive SIGTERM and Ctrl-C, as a ``worker_init_fn``. These reach
+    all processes, but the training still needs batches to end its step; it then ends the loading
+    processes itself.
     """
-    # With status 0, as any other would break off what the training does at that moment.
+    # With status 0: any other would interrupt the training at that moment.
     signal.signal(signal.SIGALRM, lambda signum, frame: os._exit(0))
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(LINGER))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -53,12 +56,12 @@ class TrainLoader:
     """
     The training batches of Detectron2's loader, in its sequence, from any iteration on.
 
-    Batch i and the random augmentation in it depend on the config, the seed and the number of
-    processes alone: not on the batches that were loaded before, nor on ``NUM_WORKERS``.
+    Batch i and its random augmentation depend only on the config, the seed and the number of
+    processes, not on earlier batches or on ``NUM_WORKERS``.
 
     Attributes:
-        seed: of the sequence and the augmentation, at least 0, the same on all processes.
-        start: the iteration to begin with. Both count when the first batch is asked for.
+        seed: the seed of the sequence and the augmentation, at least 0, equal on all processes.
+        start: the iteration to begin with. Both are read when the first batch is loaded.
     """
 
     def __init__(
@@ -73,16 +76,17 @@ class TrainLoader:
     ) -> None:
         """
         Args:
-            dataset: in Detectron2's format; with "width" and "height" if they are grouped.
-            make_sampler: gives the endless sequence of indices of the data set for this process,
+            dataset: dicts in Detectron2's format, with "width" and "height" to group them.
+            make_sampler: makes the endless sequence of indices of the dataset for this process,
                 seeded from NumPy's global generator, as Detectron2's samplers are.
-            mapper: makes a model's input of an element of ``dataset``.
-            batch_size: for this process.
-            aspect_ratio_grouping: batches are of images that are all wide, or all high.
+            mapper: turns an element of ``dataset`` into a model's input.
+            batch_size: number of images per step on this process.
+            aspect_ratio_grouping: whether the images of a batch are all wide or all high.
+            num_workers: number of processes that load data; 0 loads in this process.
         """
         self.seed = 0
         self.start = 0
-        # Serialized: a list of dicts would be copied to each process that loads data, in time.
+        # Serialized: of a list of dicts, each process that loads data would end up with a copy.
         self._dicts = DatasetFromList(dataset, copy=False)
         self._mapped = MapDataset(self._dicts, mapper)
         self._make_sampler = make_sampler
@@ -92,8 +96,8 @@ class TrainLoader:
         self._batches: Generator[Batch] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator does nothing before the first batch: Detectron2 0.6 calls this before it
-        # loads a checkpoint, and with it the seed and where to start.
+        # A generator does nothing before the first batch. Detectron2 0.6 calls this before it loads
+        # a checkpoint, which sets the seed and the start.
         self._batches = self._load()
         return self._batches
 
@@ -109,9 +113,9 @@ class TrainLoader:
             num_workers=self._num_workers,
             collate_fn=list,
             worker_init_fn=outlive_signals,
-            generator=torch.Generator(),  # or it would draw from the one that a step draws from
+            generator=torch.Generator(),  # its own, not the generator of the training steps
         )
-        # Inherited by its processes, which take seconds to start where they are spawned.
+        # Its processes inherit the block, until outlive_signals runs seconds later in spawned ones.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             batches = iter(loader)
@@ -120,7 +124,7 @@ class TrainLoader:
         yield from batches
 
     def _sample_batches(self) -> Iterator[list[tuple[int, int]]]:
-        """The batches of a training, from its first; an image as its (position, index)."""
+        """Yield the batches of a training from its first on, each image as (position, index)."""
         with seeded(self.seed, 1):
             sampler = self._make_sampler(self._dicts)
         rank, world_size = comm.get_rank(), comm.get_world_size()
@@ -135,14 +139,17 @@ class TrainLoader:
 
 def build_train_loader(cfg: CfgNode, mapper: Callable | None = None) -> Iterable[Batch]:
     """
-    A :class:`TrainLoader` of what ``cfg`` says, as Detectron2's ``build_detection_train_loader``.
+    Build a :class:`TrainLoader` from a config, like Detectron2's ``build_detection_train_loader``.
 
     Args:
         mapper: by default Detectron2's ``DatasetMapper``.
 
     Returns:
-        Detectron2's own loader, which starts anew each time, where a data set is no list of dicts,
-        or these do not tell the images' sizes and they are to be grouped by aspect ratio.
+        A :class:`TrainLoader`. If a dataset is not a list of dicts, or has no sizes of images
+        although they are grouped by aspect ratio: Detectron2's loader, which restarts each time.
+
+    Raises:
+        ValueError: the batch cannot be divided among the processes.
     """
     from_config = build_detection_train_loader.from_config
     settings = from_config(cfg, mapper=mapper)

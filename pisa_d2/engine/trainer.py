@@ -1,3 +1,5 @@
+"""A trainer that resumes interrupted runs exactly."""
+
 import logging
 import os
 import signal
@@ -27,8 +29,8 @@ from .metrics import MetricsWriter
 from .seeding import derive_seed
 from .train_loader import Batch, TrainLoader, build_train_loader
 
-# The exit status of a training that SIGTERM or Ctrl-C ended after a checkpoint: in sysexits.h a
-# "temporary failure, the user is invited to retry", unlike a shell's 128 + 15 for a killed process.
+# The exit status of a training that SIGTERM or Ctrl-C ended after a checkpoint. In sysexits.h it is
+# "temporary failure; user is invited to retry"; a killed process has 128 + 15.
 EXIT_SAVED = 75
 
 logger = logging.getLogger(__name__)
@@ -36,8 +38,8 @@ logger = logging.getLogger(__name__)
 
 class SaveOnSignal(HookBase):
     """
-    After SIGTERM or Ctrl-C (SIGINT), on any process: at the end of the step save a checkpoint and
-    exit with :data:`EXIT_SAVED`, all processes together. A second Ctrl-C ends the process at once.
+    Save a checkpoint at the end of the step after SIGTERM or Ctrl-C (SIGINT) on any process, and
+    exit with :data:`EXIT_SAVED` on all processes. A second Ctrl-C ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -47,7 +49,7 @@ class SaveOnSignal(HookBase):
         self._process = os.getpid()
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # one that loads data has inherited this, and goes on
+        if os.getpid() != self._process:  # processes that load data inherit this, and continue
             return
         if signum != signal.SIGINT:
             self._told = self._told or signal.Signals(signum).name
@@ -56,14 +58,14 @@ class SaveOnSignal(HookBase):
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         self._told, self._interrupted = "Ctrl-C", True
-        if comm.is_main_process():  # not by a logger, which the signal may have interrupted
+        if comm.is_main_process():  # the signal may have interrupted a logger
             os.write(2, b"\nSaving a checkpoint after this step. Ctrl-C again ends at once.\n")
 
     def before_train(self) -> None:
         if threading.current_thread() is not threading.main_thread():
-            return  # no other may set a handler
+            return  # only the main thread may set a handler
         for signum in (signal.SIGTERM, signal.SIGINT):
-            if signal.getsignal(signum) != signal.SIG_IGN:  # as a shell does in the background
+            if signal.getsignal(signum) != signal.SIG_IGN:  # a shell ignores it in the background
                 self._before[signum] = signal.signal(signum, self._on_signal)
 
     def after_step(self) -> None:
@@ -74,10 +76,13 @@ class SaveOnSignal(HookBase):
         trainer = self.trainer
         name = f"model_{trainer.iter:07d}"
         trainer.checkpointer.save(name, iteration=trainer.iter)
-        comm.synchronize()  # nobody leaves before it is written
+        comm.synchronize()  # no process leaves before the checkpoint is written
         logger.warning(
             "%s: saved %s.pth after iteration %d. Rerun with --resume to continue. Exit status %d.",
-            *(told, name, trainer.iter, EXIT_SAVED),
+            told,
+            name,
+            trainer.iter,
+            EXIT_SAVED,
         )
         raise SystemExit(EXIT_SAVED)
 
@@ -88,19 +93,19 @@ class SaveOnSignal(HookBase):
 
 class ResumableTrainer(DefaultTrainer):
     """
-    Detectron2's trainer, whose interrupted runs end up where they would have without interruption.
+    A ``DefaultTrainer`` that resumes an interrupted run exactly.
 
-    * Iteration i draws its random numbers from (seed, i, process), and its batch does not depend on
-      where the run began. The seed is ``SEED``, or a random one; a checkpoint has it.
-    * A checkpoint has the optimizer on Detectron2 0.6 too, and under the same key as on main.
-    * Checkpoints are written aside; see :class:`Checkpointer`. SIGTERM or
-      Ctrl-C causes one, and the end.
+    * (seed, i, process) seeds the random draws of iteration i, and its batch does not depend on the
+      iteration at which the run started. The seed is ``SEED`` or a random one; a checkpoint has it.
+    * A checkpoint has the optimizer with Detectron2 0.6 too, under the same key as with main.
+    * Checkpoints appear complete or not at all, see :class:`Checkpointer`. SIGTERM or Ctrl-C saves
+      one and ends the run, see :class:`SaveOnSignal`.
     * It runs on several processes without GPUs.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        # Detectron2's own constructor ties a distributed model to a GPU and makes the checkpointer
-        # that its hooks keep, so its few lines are here, with what they call.
+        # Detectron2's constructor ties a distributed model to a GPU and makes the checkpointer that
+        # its hooks keep, so its few lines are repeated here.
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
@@ -124,17 +129,17 @@ class ResumableTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, mapper: Callable | None = None) -> Iterable[Batch]:
-        """See :func:`build_train_loader`, also for ``mapper``."""
+        """Build the loader, see :func:`build_train_loader`."""
         return build_train_loader(cfg, mapper)
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's, and between its checkpoints and its evaluation :class:`SaveOnSignal`."""
+        """Build Detectron2's hooks, and :class:`SaveOnSignal` between checkpoint and evaluation."""
         built = [hook for hook in super().build_hooks() if hook is not None]
         evaluation = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
         return [*built[:evaluation], SaveOnSignal(), *built[evaluation:]]
 
     def build_writers(self) -> list[EventWriter]:
-        """Detectron2's, with a metrics.json that is valid JSON, see :class:`MetricsWriter`."""
+        """Build Detectron2's writers, with :class:`MetricsWriter` for metrics.json."""
         writers = super().build_writers()
         for index, writer in enumerate(writers):
             if type(writer) is JSONWriter:
@@ -147,7 +152,7 @@ class ResumableTrainer(DefaultTrainer):
             self.data_loader.seed, self.data_loader.start = self.seed, self.start_iter
         elif self.start_iter > 0:
             logger.warning(
-                "The sequence of images begins anew: build_train_loader gave no TrainLoader."
+                "build_train_loader returned no TrainLoader, so the sequence of images restarts."
             )
         super().before_train()
 
@@ -158,7 +163,7 @@ class ResumableTrainer(DefaultTrainer):
     def after_train(self) -> None:
         if isinstance(self.data_loader, TrainLoader):
             self.data_loader.close()
-        if self.iter < self.max_iter:  # it failed or was stopped, maybe on this process alone
+        if self.iter < self.max_iter:  # it failed or was stopped, maybe only on this process
             rest = [hook for hook in self._hooks if not isinstance(hook, hooks.EvalHook)]
             self._hooks: list[HookBase] = rest
         super().after_train()
@@ -171,7 +176,7 @@ class ResumableTrainer(DefaultTrainer):
         TrainerBase.load_state_dict(self, state_dict)
         self.seed = state_dict.get("seed", self.seed)
         if "_trainer" in state_dict:
-            # A checkpoint of a training without AMP has no scale for it.
+            # A checkpoint of a training without AMP has no gradient scale.
             restored = {**self._trainer.state_dict(), **state_dict["_trainer"]}
             self._trainer.load_state_dict(restored)
         else:

@@ -1,9 +1,11 @@
 """
+RetinaNet with Prime Sample Attention.
+
 Shape shorthand in this module:
 
     B: number of images
-    R: number of anchors of an image, of all feature levels
-    V: number of anchors of all images that are not ignored
+    R: number of anchors per image, of all feature levels
+    V: number of anchors of all images, without ignored ones
     P: number of positives among them
     K: number of foreground classes
 """
@@ -32,11 +34,11 @@ from ..settings import CARL, ISR, BalancedL1, check_ioa_thresh, check_positive
 @META_ARCH_REGISTRY.register()
 class PISARetinaNet(RetinaNet):
     """
-    :class:`RetinaNet` with Prime Sample Attention: ISR-P and CARL; and with balanced L1. One-stage
-    detectors have no ISR-N, so ``MODEL.PISA.ISR_N`` is ignored here.
+    :class:`RetinaNet` with ISR-P and CARL of Prime Sample Attention
+    (https://arxiv.org/abs/1904.04821), and with balanced L1. One-stage detectors have no ISR-N, so
+    ``MODEL.PISA.ISR_N`` is ignored.
 
-    Parameters and inference are those of the stock one, and so are the losses when both parts are
-    switched off.
+    Parameters and inference do not change. With both parts off, the losses equal the stock model's.
     """
 
     ignores_regions = True
@@ -53,17 +55,17 @@ class PISARetinaNet(RetinaNet):
     ) -> None:
         """
         Args:
-            isr_p: reweighting of positives by IoU-HLR, None to leave it out.
-            carl: the classification-aware regression loss, None to leave it out.
+            isr_p: reweighting of positives by IoU-HLR, None for off.
+            carl: the classification-aware regression loss, None for off.
             balanced_l1: settings of the ``box_reg_loss_type`` "balanced_l1", None for the
-                published ones.
+                published settings.
             ignored_ioa_thresh: negatives with at least this share of their area inside a region to
                 ignore are ignored, in (0, 1]; None to ignore no regions.
             kwargs: arguments of :class:`RetinaNet`.
 
         Raises:
             ValueError: ``smooth_l1_beta`` is not above 0 with balanced L1, or
-                ``ignored_ioa_thresh`` is out of its range.
+                ``ignored_ioa_thresh`` is out of range.
         """
         super().__init__(**kwargs)
         if self.box_reg_loss_type == BALANCED_L1:
@@ -107,7 +109,7 @@ class PISARetinaNet(RetinaNet):
     def label_anchors(
         self, anchors: list[Boxes], instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """As in :class:`RetinaNet`, but without the negatives inside a region to ignore."""
+        """Label anchors as :class:`RetinaNet` does, and ignore negatives inside regions."""
         labels, gt_boxes = super().label_anchors(anchors, instances)
         if self.ignored_ioa_thresh is None:
             return labels, gt_boxes
@@ -124,27 +126,28 @@ class PISARetinaNet(RetinaNet):
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """
-        :meth:`label_anchors`, which keeps to itself what object an anchor is matched to.
+        Label anchors as :meth:`label_anchors` does, and also return the object that each anchor is
+        matched to.
 
         Args:
-            anchors: those of each feature level, R in all.
+            anchors: the anchors of each feature level, R in all.
             gt_instances: the objects of each of the B images.
 
         Returns:
             Labels int64 (B * R,) in [-1, K], boxes (B * R, 4) and numbers int64 (B * R,) of the
-            matched objects, image after image. Objects are numbered through the batch; boxes and
-            numbers of anchors that are no positives mean nothing.
+            matched objects, image after image. Objects are numbered throughout the batch. Boxes and
+            numbers are meaningless for anchors that are not positive.
         """
         # Stock matching reads the class of an anchor's object. Let it read a number above K (which
-        # stands for background), and look the class up in a table that ends in -1, for ignored.
-        # With K = 2 and objects of classes 1, 0, 1: the objects are numbered 3, 4 and 5, and the
-        # table is 0 1 2 | 1 0 1 | -1; so label 4 means the second object, of class 0.
+        # stands for background), and look up the class in a table that ends in -1, for ignored.
+        # With K = 2 and objects of classes 1, 0, 1, the objects are numbered 3, 4 and 5, and the
+        # table is 0 1 2 | 1 0 1 | -1. So label 4 means the second object, of class 0.
         first = self.num_classes + 1
         classes = cat([target.gt_classes for target in gt_instances])
         others = torch.arange(first, device=classes.device)
         table = torch.cat([others, classes, classes.new_full((1,), -1)])
         numbers = torch.arange(first, first + len(classes), device=classes.device)
-        numbered = [target[:] for target in gt_instances]  # of their class, with their regions
+        numbered = [target[:] for target in gt_instances]  # keeps their type and their regions
         parts = numbers.split([len(target) for target in numbered])
         for target, own in zip(numbered, parts, strict=True):
             target.gt_classes = own
@@ -162,16 +165,18 @@ class PISARetinaNet(RetinaNet):
         gt_objects: Tensor,
     ) -> dict[str, Tensor]:
         """
+        Compute the losses of a batch.
+
         Args:
-            anchors: those of each feature level, R in all.
-            pred_logits, pred_deltas: of each level, (B, its anchors, K) and (B, its anchors, 4).
+            anchors: the anchors of each feature level, R in all.
+            pred_logits, pred_deltas: for each level (B, its anchors, K) and (B, its anchors, 4).
             gt_labels, gt_boxes, gt_objects: see :meth:`label_anchors_and_objects`.
 
         Returns:
-            ``loss_cls``, ``loss_box_reg`` and, where CARL is on, ``loss_carl``: scalars under
-            RetinaNet's running normaliser; 0, with a graph, where there is nothing to learn from.
+            ``loss_cls``, ``loss_box_reg`` and, if CARL is on, ``loss_carl``: scalars under
+            RetinaNet's running normaliser; 0, with a graph, if there is nothing to learn from.
         """
-        # Copies to the host, fewer than the stock losses make; nothing below does.
+        # These two lines copy to the host, less often than the stock losses; no line below does.
         valid = nonzero_tuple(gt_labels >= 0)[0]
         classes = gt_labels[valid]
         pos = nonzero_tuple(classes != self.num_classes)[0]  # indices in [0, V)
@@ -223,13 +228,15 @@ class PISARetinaNet(RetinaNet):
 
     def _focal_losses(self, logits: Tensor, positives: Tensor, classes: Tensor) -> Tensor:
         """
+        Compute sigmoid focal loss, summed over the classes.
+
         Args:
             logits: floating (V, K).
             positives: int64 (P,), indices in [0, V).
             classes: int64 (P,), their classes.
 
         Returns:
-            (V,), float32: sigmoid focal loss, summed over the classes.
+            float32 (V,).
         """
         targets = torch.zeros_like(logits)
         targets[positives, classes] = 1

@@ -1,3 +1,5 @@
+"""An RPN with samplers and regions to ignore."""
+
 from typing import Any
 
 import torch
@@ -30,8 +32,8 @@ class PISARPN(RPN):
     """
     :class:`RPN` with samplers and regions to ignore.
 
-    Everything else is that of the stock one: parameters, losses and inference; with the random
-    samplers, no limit and no regions, so are the random draws.
+    Parameters, losses and inference do not change. With the random samplers, no limit and no
+    regions, the random draws are the same too.
 
     Attributes:
         sampler, ignored_ioa_thresh: see :meth:`__init__`.
@@ -49,15 +51,14 @@ class PISARPN(RPN):
     ) -> None:
         """
         Args:
-            sampler: chooses the anchors of the batch; at random by default. To it, positives are of
-                class 0, of one.
+            sampler: chooses the anchors of the batch; by default at random. It sees one foreground
+                class, 0.
             ignored_ioa_thresh: negatives with at least this share of their area inside a region to
                 ignore are ignored, in (0, 1]; None to ignore no regions.
             kwargs: arguments of :class:`RPN`.
 
         Raises:
-            ValueError: the sampler needs predictions, or ``ignored_ioa_thresh`` is out of its
-                range.
+            ValueError: the sampler needs predictions, or ``ignored_ioa_thresh`` is out of range.
         """
         super().__init__(**kwargs)
         if sampler is None:
@@ -83,7 +84,7 @@ class PISARPN(RPN):
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """As in :class:`RPN`, but the samplers choose the anchors."""
+        """Label anchors as :class:`RPN` does, but choose them with the sampler."""
         boxes = Boxes.cat(anchors)
         batch = [self._match(boxes, targets) for targets in gt_instances]
         if self.ignored_ioa_thresh is not None:
@@ -103,8 +104,8 @@ class PISARPN(RPN):
         return labels, gt_boxes
 
     def _match(self, anchors: Boxes, targets: Instances) -> Candidates:
-        """The anchors of an image; as with one class, positives are 0 and negatives 1."""
-        # Matching takes much memory: as in the stock RPN, the CPU may have to lend its own.
+        """Match the anchors of an image: positives have class 0, negatives 1, as with one class."""
+        # Matching takes much memory: as in the stock RPN, it moves to the CPU if a GPU runs out.
         ious = retry_if_cuda_oom(pairwise_iou)(targets.gt_boxes, anchors)
         match = retry_if_cuda_oom(match_by_iou)(self.anchor_matcher, ious)
         labels = match.labels.to(anchors.device)
@@ -123,11 +124,11 @@ class PISARPN(RPN):
 
 def build_anchor_sampler(cfg: CfgNode) -> PairSampler:
     """
-    What chooses the anchors of :class:`PISARPN`, by ``MODEL.RPN.POSITIVE_SAMPLER``,
-    ``NEGATIVE_SAMPLER`` and ``MAX_NEGATIVES_PER_POSITIVE``.
+    Build the sampler of :class:`PISARPN` from ``MODEL.RPN.POSITIVE_SAMPLER``, ``NEGATIVE_SAMPLER``
+    and ``MAX_NEGATIVES_PER_POSITIVE``.
 
     Raises:
-        ValueError: a sampler needs predictions; a number is out of its range; or see
+        ValueError: a sampler needs predictions; a number is out of range; or see
             :func:`pisa_d2.samplers.build_proposal_sampler`.
     """
     samplers = {}
@@ -152,6 +153,5 @@ def _needs_predictions(name: str, sampler: str) -> SettingError:
     return SettingError(
         name,
         sampler,
-        "it goes by predictions of the box head, which come after the RPN; those that do not are "
-        f"{served}",
+        f"it needs the box head's predictions, which come after the RPN; choose one of {served}",
     )

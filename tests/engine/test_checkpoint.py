@@ -122,10 +122,10 @@ def load(model, path, whole=False):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.pth", b"<html>404</html>", "is no checkpoint, or damaged"),
-        ("a.pth", b"", "is no checkpoint, or damaged"),
-        ("a.pkl", b"version https://git-lfs.github.com/spec/v1", "is no checkpoint, or damaged"),
-        ("a.pkl", pickle.dumps([1, 2]), "is no checkpoint, or damaged"),
+        ("a.pth", b"<html>404</html>", "is not a checkpoint, or damaged"),
+        ("a.pth", b"", "is not a checkpoint, or damaged"),
+        ("a.pkl", b"version https://git-lfs.github.com/spec/v1", "is not a checkpoint, or damaged"),
+        ("a.pkl", pickle.dumps([1, 2]), "is not a checkpoint, or damaged"),
         ("a.pth", {"state_dict": {}, "epoch": 3}, r"holds \['state_dict', 'epoch'\]"),
         ("a.pth", {"model": [1]}, "holds list"),
         ("a.pth", {"conv1.weight": torch.ones(2)}, r"like \['conv1.weight'\]; here, .*'bias'"),

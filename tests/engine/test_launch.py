@@ -16,14 +16,14 @@ def test_one_process_needs_no_other():
 
 
 def test_several_machines_need_an_address():
-    with pytest.raises(ValueError, match="dist_url='auto' serves one machine"):
+    with pytest.raises(ValueError, match="dist_url='auto' is for one machine"):
         launch(os.getpid, 2, num_machines=2)
 
 
 @pytest.mark.parametrize(
     "ranks, message",
     [
-        ((0, 2, 0, 2), "2 processes are to run on this machine, which has 1 GPUs"),
+        ((0, 2, 0, 2), "2 processes were started on this machine, which has 1 GPUs"),
         ((0, 3, 0, 2), "3 processes in all cannot be 2 on each machine"),
     ],
 )

@@ -158,7 +158,7 @@ def store(folder, *opts, checkpoint="last_checkpoint"):
 @pytest.mark.parametrize("name", ["last_checkpoint", "model_final.pth", "model_0000099.pth"])
 def test_a_new_run_is_refused_where_another_ones_checkpoints_lie(tmp_path, name):
     store(tmp_path, checkpoint=name)
-    message = rf"OUTPUT_DIR = '{tmp_path}' holds checkpoints .*{name}.*--resume.*another OUTPUT_DIR"
+    message = rf"OUTPUT_DIR = '{tmp_path}' has checkpoints .*{name}.*--resume.*another OUTPUT_DIR"
     with pytest.raises(ValueError, match=message):
         check_run(config_of(tmp_path), resume=False)
     assert check_run(config_of(tmp_path), resume=True) == ""
@@ -180,11 +180,11 @@ def test_a_resumed_run_is_told_which_settings_changed_and_which_value_counts(tmp
         *("SOLVER.MAX_ITER", 20, "SEED", -1, "MODEL.WEIGHTS", "other.pkl"),
     )
     warning = check_run(cfg, resume=True)
-    kept, new = warning.split("The new value counts for:")
+    kept, new = warning.split("The new value is used for:")
     assert f"'{tmp_path}/config.yaml'" in kept and "MODEL.WEIGHTS, another OUTPUT_DIR" in kept
-    assert "SOLVER.BASE_LR: 0.02 counts, not 0.001" in kept
-    assert "SEED: 3 counts, not -1" in kept
-    assert "MODEL.WEIGHTS: '' counts, not 'other.pkl'" in kept
+    assert "SOLVER.BASE_LR: 0.02, not 0.001" in kept
+    assert "SEED: 3, not -1" in kept
+    assert "MODEL.WEIGHTS: '', not 'other.pkl'" in kept
     assert new.split("\n")[1:] == [
         "  SOLVER.MAX_ITER: 20, before 10",
         "  SOLVER.STEPS: [7], before [5]",
@@ -205,7 +205,7 @@ def test_keys_that_only_one_of_both_configs_has_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "No such file"), ("a: [", "cannot be read"), ("", "is no config")],
+    [(None, "No such file"), ("a: [", "cannot be read"), ("", "is not a config")],
 )
 def test_a_stored_config_that_cannot_be_compared_is_named(tmp_path, content, reason):
     store(tmp_path)

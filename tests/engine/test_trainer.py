@@ -143,13 +143,13 @@ def test_a_run_that_fails_in_its_last_step_is_not_evaluated(tmp_path, monkeypatc
         train(tmp_path, *options, before_step=lambda trainer: 1 // (1 - trainer.iter))
 
 
-def test_with_another_loader_a_resumed_run_is_told_that_its_sequence_begins_anew(tmp_path, caplog):
+def test_with_another_loader_a_resumed_run_is_told_that_its_sequence_restarts(tmp_path, caplog):
     class Trainer(ResumableTrainer):
         @classmethod
         def build_train_loader(cls, cfg):
             return build_detection_train_loader(cfg)
 
     train(tmp_path, "SOLVER.MAX_ITER", "1", cls=Trainer)
-    assert "begins anew" not in caplog.text
+    assert "restarts" not in caplog.text
     trainer = train(tmp_path, "SOLVER.MAX_ITER", "2", resume=True, cls=Trainer)
-    assert trainer.start_iter == 1 and "begins anew" in caplog.text
+    assert trainer.start_iter == 1 and "restarts" in caplog.text

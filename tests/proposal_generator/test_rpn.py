@@ -98,7 +98,7 @@ def test_a_sampler_that_needs_the_box_head_is_refused_with_the_reason(kind, name
         build(*OURS, f"MODEL.RPN.{kind}.NAME", name)
     text = str(error.value)
     assert f"MODEL.RPN.{kind}.NAME = '{name}' is not allowed" in text
-    assert "predictions of the box head, which come after the RPN" in text
+    assert "the box head's predictions, which come after the RPN" in text
     assert "'IoUBalancedSampler'" in text and "HardSampler'" not in text.split("allowed")[1]
     sampler = PairSampler(positive=RandomSampler(), negative=HardSampler())
     with pytest.raises(ValueError, match="HardSampler .negatives.' is not allowed"):
