@@ -14,7 +14,7 @@ from ..common.models.faster_rcnn_fpn import model
 _backbone, _rpn, _heads = model.backbone, model.proposal_generator, model.roi_heads
 _backbone.bottom_up.stem.norm = _backbone.bottom_up.stages.norm = _backbone.norm = "GN"
 _backbone.bottom_up.stages.depth = 18
-_backbone.bottom_up.stages.pop("stride_in_1x1")  # of bottleneck blocks
+_backbone.bottom_up.stages.pop("stride_in_1x1")  # only bottleneck blocks have it
 _backbone.bottom_up.freeze_at = 0
 _backbone.out_channels = _rpn.head.in_channels = 64
 _rpn.anchor_generator.sizes = [[16], [32], [64], [128], [256]]
@@ -24,7 +24,7 @@ _heads.batch_size_per_image = 128
 _heads.box_pooler.sampling_ratio = 2
 _heads.box_head.update(
     input_shape=ShapeSpec(channels=64, height=7, width=7),
-    conv_dims=[64, 64],  # with GroupNorm: plain layers do not tell ten classes apart in 400 steps
+    conv_dims=[64, 64],  # with GroupNorm: plain layers do not learn ten classes in 400 steps
     conv_norm="GN",
     fc_dims=[256],
 )
@@ -39,7 +39,7 @@ lr_multiplier.warmup_length = 20 / 400
 
 dataloader.train.dataset.names = "digits_train"
 dataloader.train.mapper.update(
-    augmentations=[  # without flips: a mirrored digit is no digit, or another one
+    augmentations=[  # no flips: a mirrored digit is not a digit, or a different one
         L(T.ResizeShortestEdge)(short_edge_length=(192,), sample_style="choice", max_size=256)
     ],
     use_instance_mask=False,

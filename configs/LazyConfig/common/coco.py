@@ -1,4 +1,4 @@
-"""COCO, the 1x schedule and what else the yaml files of COCO have in common."""
+"""COCO, the 1x schedule and the other settings that the yaml files of COCO share."""
 
 import detectron2.data.transforms as T
 import torch
@@ -18,12 +18,12 @@ from pisa_d2.engine import build_lazy_train_loader
 train = dict(
     output_dir="./output",
     init_checkpoint="detectron2://ImageNetPretrained/MSRA/R-50.pkl",
-    seed=-1,  # negative: a random one
+    seed=-1,  # negative for a random seed
     max_iter=90000,
     amp=dict(enabled=False),
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
     checkpointer=dict(period=5000, max_to_keep=100),
-    eval_period=0,  # 0: after the last iteration alone
+    eval_period=0,  # 0: only after the last iteration
     log_period=20,
     device="cuda",
 )
@@ -39,7 +39,7 @@ optimizer = L(torch.optim.SGD)(
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(MultiStepParamScheduler)(
         values=[1.0, 0.1, 0.01],
-        milestones=[60000, 80000, 90000],  # of 90,000; they scale with train.max_iter
+        milestones=[60000, 80000, 90000],  # of 90,000 iterations; they scale with train.max_iter
     ),
     warmup_length=1000 / 90000,
     warmup_method="linear",

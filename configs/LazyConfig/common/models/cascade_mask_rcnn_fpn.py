@@ -10,7 +10,7 @@ from detectron2.modeling.roi_heads import (
 
 from .mask_rcnn_fpn import model
 
-for name in ("box_head", "box_predictor", "proposal_matcher"):  # a cascade has one for each stage
+for name in ("box_head", "box_predictor", "proposal_matcher"):  # a cascade has one per stage
     model.roi_heads.pop(name)
 
 model.roi_heads.update(

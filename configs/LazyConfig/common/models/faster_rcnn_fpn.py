@@ -43,7 +43,7 @@ model = L(GeneralizedRCNN)(
         box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
         batch_size_per_image=256,
         positive_fraction=0.5,
-        # PISA was published with 2,000 proposals per image, in training and in test.
+        # PISA was published with 2,000 proposals per image in training and test.
         pre_nms_topk=(2000, 2000),
         post_nms_topk=(2000, 2000),
         nms_thresh=0.7,
@@ -72,7 +72,7 @@ model = L(GeneralizedRCNN)(
             test_score_thresh=0.05,
             box2box_transform=L(Box2BoxTransform)(weights=(10, 10, 5, 5)),
             num_classes="${..num_classes}",
-            smooth_l1_beta=1.0,  # as published; Detectron2's own default is 0.0, that is L1
+            smooth_l1_beta=1.0,  # as published; Detectron2's default is 0.0, which is L1
         ),
     ),
     pixel_mean=[103.53, 116.28, 123.675],

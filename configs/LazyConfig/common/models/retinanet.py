@@ -29,7 +29,7 @@ model = L(RetinaNet)(
         num_anchors=9,
     ),
     anchor_generator=L(DefaultAnchorGenerator)(
-        sizes=[  # for each feature map three, in steps of 2^(1/3)
+        sizes=[  # three per feature map, in steps of 2^(1/3)
             [32, 40.3175, 50.7968],
             [64, 80.6349, 101.5937],
             [128, 161.2699, 203.1873],
@@ -48,7 +48,7 @@ model = L(RetinaNet)(
     head_in_features=["p3", "p4", "p5", "p6", "p7"],
     focal_loss_alpha=0.25,
     focal_loss_gamma=2.0,
-    smooth_l1_beta=0.11,  # as published; Detectron2's own models have 0.0, that is L1
+    smooth_l1_beta=0.11,  # as published; Detectron2's models have 0.0, which is L1
     pixel_mean=[103.53, 116.28, 123.675],
     pixel_std=[1.0, 1.0, 1.0],
     input_format="BGR",
