@@ -2,15 +2,15 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 
-# Before torch is imported, and for the processes that tests start: several processes of several
-# threads each would wait for one another.
+# Set before torch is imported, and for the processes that tests start: several processes with
+# several threads each would wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# A shell that starts tests in the background has them ignore Ctrl-C, which some of them send.
+# A shell that starts tests in the background makes them ignore Ctrl-C, which some tests send.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-import pisa_d2  # noqa: F401  # isort: skip  (Detectron2 0.6 cannot be imported before it)
+import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it patches)
 
 import pytest
 from detectron2.utils.events import EventStorage
@@ -20,7 +20,7 @@ from torch import Tensor
 
 # The same examples on every run and machine.
 settings.register_profile("pisa_d2", derandomize=True, deadline=None, max_examples=100)
-# Others on every run, unless pytest is given a --hypothesis-seed: see `make fuzz`.
+# Other examples on every run, unless pytest has a --hypothesis-seed: see `make fuzz`.
 settings.register_profile(
     "fuzz", deadline=None, max_examples=int(os.getenv("FUZZ_EXAMPLES", "20000"))
 )
@@ -29,7 +29,7 @@ settings.load_profile(os.getenv("HYPOTHESIS_PROFILE", "pisa_d2"))
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_tests(tmp_path_factory) -> Iterator[None]:
-    """What is remembered of images, also by the processes that tests start, goes with the tests."""
+    """Keep cached image headers in a temporary folder, also for processes that tests start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -48,14 +48,14 @@ class TensorAsOnGPU(Tensor):
 @pytest.fixture(scope="session")
 def as_on_gpu() -> Callable[[Tensor], Tensor]:
     """
-    Lets a tensor of the CPU, and what is computed from it, go the way of those on a GPU: what
-    would copy it to the host fails.
+    Let a tensor on the CPU, and results computed from it, go the way of tensors on a GPU: a copy to
+    the host fails.
     """
     return lambda t: t.as_subclass(TensorAsOnGPU)
 
 
 @pytest.fixture
 def storage() -> Iterator[EventStorage]:
-    """What models log into while they train."""
+    """The event storage into which models log while they train."""
     with EventStorage() as storage:
         yield storage

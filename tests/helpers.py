@@ -1,4 +1,4 @@
-"""What several tests build and run: small models, batches, samples and trainings."""
+"""Small models, batches, samples and trainings that several tests build and run."""
 
 import importlib.util
 import json
@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-import pisa_d2  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # isort: skip  (before Detectron2, which it patches)
 
 import numpy as np
 import torch
@@ -27,37 +27,46 @@ COCO = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "coco"
 IMAGE_SIZE = (96, 128)
 # Without "equal": NMS may ask whether all boxes have settled, see projects/Benchmark's waits.yaml.
 HOST_COPIES = {
-    *("__bool__", "__float__", "__index__", "__int__", "cpu", "item", "masked_select"),
-    *("nonzero", "numpy", "tolist", "unique"),
+    "__bool__",
+    "__float__",
+    "__index__",
+    "__int__",
+    "cpu",
+    "item",
+    "masked_select",
+    "nonzero",
+    "numpy",
+    "tolist",
+    "unique",
 }
 
-# Paths under configs/. A config of a method is named after the plain one beside it.
+# Paths under configs/. A config of a method is named after the plain one next to it.
 CONFIGS = sorted(str(p.relative_to(ROOT / "configs")) for p in ROOT.glob("configs/**/*.yaml"))
 METHODS = ("pisa_", "pisa_score_hlr_", "iou_balanced_", "ohem_")
 PLAIN = [c for c in CONFIGS if not Path(c).name.startswith(("Base", *METHODS))]
 
 
 def methods_of(plain: str) -> list[str]:
-    """The configs that apply a method to a plain one."""
+    """List the configs that apply a method to a plain one."""
     path = Path(plain)
     named = (str(path.with_name(method + path.name)) for method in METHODS)
     return [config for config in named if config in CONFIGS]
 
 
 def has_coco() -> bool:
-    """Whether images of COCO's train2017 and their annotations are there."""
+    """Return whether COCO's train2017 and its annotations are available."""
     files = COCO / "annotations" / "instances_train2017.json", COCO / "train2017"
     return all(path.exists() for path in files)
 
 
 def load_script(path: str) -> ModuleType:
-    """Import a script of this repository by its path, with the modules beside it in reach."""
+    """Import a script of this repository by its path, with the modules next to it on the path."""
     folder = str((ROOT / path).parent)
     if folder not in sys.path:
         sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -71,8 +80,8 @@ def _read_cfg(name: str) -> CfgNode:
 
 
 def load_cfg(name: str, *opts: object) -> CfgNode:
-    """The config of this name under configs/, on the CPU."""
-    cfg = _read_cfg(name).clone()  # in a fifteenth of the time of reading it
+    """Load the config of this name under configs/, for the CPU."""
+    cfg = _read_cfg(name).clone()  # takes a fifteenth of the time of reading it
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
     return cfg
 
@@ -97,7 +106,7 @@ def small_retinanet_cfg(*opts: object) -> CfgNode:
     )
 
 
-# Overrides that make a small model of each kind of heads.
+# Overrides that make a small model with each kind of heads.
 HEADS: dict[str, list[object]] = {
     "PISAROIHeads": [],
     "PISARes5ROIHeads": [
@@ -114,26 +123,26 @@ HEADS: dict[str, list[object]] = {
 
 
 def stock(name: str) -> list[object]:
-    """Overrides that take Detectron2's heads in the place of those of :data:`HEADS`."""
+    """Make overrides that name Detectron2's heads instead of the ones in :data:`HEADS`."""
     theirs = "StandardROIHeads" if name == "PISAROIHeads" else name.removeprefix("PISA")
     return [*HEADS[name], "MODEL.ROI_HEADS.NAME", theirs]
 
 
 def sampled_by(positive: str, negative: str) -> list[object]:
-    """Overrides that name the samplers."""
+    """Make overrides that name the samplers."""
     names = {"POSITIVE_SAMPLER": positive, "NEGATIVE_SAMPLER": negative}
     return [x for kind, name in names.items() for x in (f"MODEL.ROI_HEADS.{kind}.NAME", name)]
 
 
 def build_sampler(name: str, *opts: object) -> ProposalSampler:
-    """The sampler of this name, from a config in which it is named for a kind that it serves."""
+    """Build the sampler of this name from a config that names it for a kind that it chooses."""
     cls = PROPOSAL_SAMPLER_REGISTRY.get(name)
     kind = "NEGATIVE_SAMPLER" if "negative" in cls.kinds else "POSITIVE_SAMPLER"
     return build_proposal_sampler(small_cfg(f"MODEL.ROI_HEADS.{kind}.NAME", name, *opts), kind)
 
 
 def flatten(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The keys of a config with their nodes' names, and their values."""
+    """Yield the full keys of a config and their values."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
@@ -149,13 +158,13 @@ REGIONS_ON = [
 
 
 def switch(isr_p: bool, isr_n: bool, carl: bool) -> list[object]:
-    """Overrides that switch the three parts of PISA."""
+    """Make overrides that switch the three parts of PISA on or off."""
     parts = {"ISR_P": isr_p, "ISR_N": isr_n, "CARL": carl}
     return [x for part, on in parts.items() for x in (f"MODEL.PISA.{part}.ENABLED", on)]
 
 
 def copies_to_host(func: Callable, args: tuple) -> bool:
-    """Whether this call of a function of torch would copy from the GPU to the host."""
+    """Return whether this call of a torch function would copy from the GPU to the host."""
     name = getattr(func, "__name__", "")
     if name in ("__getitem__", "__setitem__"):
         index = args[1] if isinstance(args[1], tuple) else args[1:2]
@@ -164,7 +173,7 @@ def copies_to_host(func: Callable, args: tuple) -> bool:
 
 
 def random_boxes(num: int, generator: torch.Generator) -> torch.Tensor:
-    """(num, 4) boxes of 8 to 48 pixels inside an image."""
+    """Make (num, 4) boxes of 8 to 48 pixels inside an image."""
     height, width = IMAGE_SIZE
     size = 8 + 40 * torch.rand(num, 2, generator=generator)
     corner = torch.rand(num, 2, generator=generator) * (torch.tensor([width, height]) - size)
@@ -172,7 +181,7 @@ def random_boxes(num: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def random_batch(num_objects: list[int], num_classes: int = 3, seed: int = 0) -> list[dict]:
-    """Model inputs: an image of noise for each number of objects."""
+    """Make model inputs: an image of noise for each number of objects."""
     generator = torch.Generator().manual_seed(seed)
     batch = []
     for num in num_objects:
@@ -185,7 +194,7 @@ def random_batch(num_objects: list[int], num_classes: int = 3, seed: int = 0) ->
 
 
 def batch_with_masks(num_objects: list[int], num_classes: int = 3) -> list[dict]:
-    """:func:`random_batch`, with a mask that fills the box of each object."""
+    """Make a :func:`random_batch` with a mask that fills the box of each object."""
     batch = random_batch(num_objects, num_classes)
     for sample in batch:
         masks = torch.zeros(len(sample["instances"]), *IMAGE_SIZE, dtype=torch.bool)
@@ -196,7 +205,7 @@ def batch_with_masks(num_objects: list[int], num_classes: int = 3) -> list[dict]
 
 
 def with_regions(batch: list[dict], *regions: Sequence[Sequence[float]]) -> list[dict]:
-    """The model inputs, with regions to ignore for each image, XYXY in pixels."""
+    """Add regions to ignore, XYXY in pixels, to each image of the model inputs."""
     targets = []
     for sample, boxes in zip(batch, regions, strict=True):
         objects = sample["instances"]
@@ -210,7 +219,7 @@ def with_regions(batch: list[dict], *regions: Sequence[Sequence[float]]) -> list
 def register_images(
     name: str, folder: Path, batch: list[dict], class_names: Sequence[str] = ("a", "b", "c")
 ) -> None:
-    """A data set of these model inputs, with its files in a folder."""
+    """Register a dataset of these model inputs, with its files in a folder."""
     records = []
     for i, sample in enumerate(batch):
         path = folder / f"image{i}.png"
@@ -230,11 +239,9 @@ def register_images(
 def run_training(
     script: Path, config: Path, datasets: Path, output: Path, *words: str, fails: bool = False
 ) -> str:
-    """Run a train_net.py. Gives what it prints, or the end of what it says on an error."""
-    command = [
-        *(sys.executable, str(script), "--config-file", str(config)),
-        *(*words, "OUTPUT_DIR", str(output)),
-    ]
+    """Run a train_net.py, and return its output; on an error, fail with the end of it."""
+    options = ["--config-file", str(config), *words, "OUTPUT_DIR", str(output)]
+    command = [sys.executable, str(script), *options]
     env = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
     result = subprocess.run(command, env=env, cwd=output.parent, capture_output=True, text=True)
     assert (result.returncode != 0) == fails, result.stdout[-3000:] + result.stderr[-3000:]
@@ -256,7 +263,7 @@ def make_coco(
     folder: Path, num_images: int, classes: Sequence[str] = ("cup", "ball"), first_id: int = 1
 ) -> Path:
     """
-    Write a COCO json, with an object of each class in each image, and its images into
+    Write a COCO json with an object of each class in each image, and the images into
     ``folder / "images"``. Annotation ids begin at ``first_id``.
     """
     images, annotations = [], []
@@ -283,7 +290,7 @@ def make_coco(
 
 
 def make_voc(folder: Path, num_images: int, classes: Sequence[str] = ("cup", "ball")) -> None:
-    """Write annotations and images in Pascal VOC's layout, the same as :func:`make_coco`."""
+    """Write the annotations and images of :func:`make_coco` in Pascal VOC's layout."""
     (folder / "Annotations").mkdir(parents=True)
     for i in range(num_images):
         noise_image(folder / "JPEGImages" / f"{i}.jpg", i)

@@ -1,4 +1,4 @@
-"""What the tests of pisa_d2/engine run, in processes of their own too."""
+"""Jobs that the tests of pisa_d2/engine run, also in processes of their own."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-# A model of a few milliseconds a step, images of three sizes, and 9 iterations.
+# A model of a few milliseconds per step, images of three sizes, and 9 iterations.
 OPTIONS = [
     *("MODEL.DEVICE", "cpu", "SEED", "1", "TEST.EXPECTED_RESULTS", "[]"),
     *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.CONV_DIM", "32"),
@@ -37,7 +37,7 @@ OPTIONS = [
     *("SOLVER.MAX_ITER", "9", "SOLVER.CHECKPOINT_PERIOD", "2"),
 ]
 
-# Models for the gradients: Detectron2's heads, ours without PISA, and with it.
+# Models for the gradients: Detectron2's heads, ours without PISA, and ours with PISA.
 KINDS = {
     "stock": stock("PISAROIHeads"),
     "off": switch(False, False, False),
@@ -45,14 +45,14 @@ KINDS = {
     "regions": REGIONS_ON,
 }
 
-# Objects of the images of each process: the second has none, and so no positive.
+# Objects per image on each process: the second has none, and so no positive.
 OBJECTS = ([3, 1], [0, 0])
-# Regions of these images, which "regions" alone ignores.
+# Regions of these images, which only "regions" ignores.
 REGIONS = ([[[0, 0, 64, 60]], []], [[[30, 20, 90, 90], [80, 0, 128, 96]], [[0, 0, 128, 96]]])
 
 
 def mark_crowds(root):
-    """Make crowds of every third annotation of the digits to train on, in a folder of datasets."""
+    """Turn every third training annotation of the digits in a folder of datasets into a crowd."""
     path = root / "digits/annotations/instances_train.json"
     content = json.loads(path.read_text())
     for annotation in content["annotations"][::3]:
@@ -66,20 +66,18 @@ def digits_cfg(*options):
 
 def command(script, output, *words):
     """
-    The words that run train_net.py or another script with the same arguments, and with regions to
-    ignore.
+    Make the command that runs train_net.py, or another script with the same arguments, with regions
+    to ignore.
     """
     config = ROOT / "configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml"
-    return [
-        *(str(ROOT / script), "--config-file", str(config), "--dist-url", "auto"),
-        *(*words, *OPTIONS, *map(str, REGIONS_ON), "OUTPUT_DIR", str(output)),
-    ]
+    overrides = [*words, *OPTIONS, *map(str, REGIONS_ON), "OUTPUT_DIR", str(output)]
+    return [str(ROOT / script), "--config-file", str(config), "--dist-url", "auto", *overrides]
 
 
 def run(words, datasets, **env):
     """
-    Run Python with these words, in a session of its own. Gives its exit status and what it printed.
-    Processes that wait for one that struck would do so for half an hour: ten minutes are an error.
+    Run Python with these words in a session of its own; return its exit status and its output.
+    Processes would wait half an hour for one that was killed, so ten minutes are an error.
     """
     process = subprocess.Popen(
         [sys.executable, *words],
@@ -103,7 +101,7 @@ def build(kind):
 
 
 def gradients(model, rank):
-    """Of the losses of the images of a process, twice, since the second time DDP says more."""
+    """Compute the gradients of a process's losses twice, since DDP checks more the second time."""
     for _ in range(2):
         model.zero_grad()
         batch = with_regions(random_batch(OBJECTS[rank], seed=rank), *REGIONS[rank])
@@ -115,7 +113,7 @@ def gradients(model, rank):
 
 
 def save_gradients(folder):
-    """On each process: what DistributedDataParallel makes of the gradients of both."""
+    """Save on each process what DistributedDataParallel makes of both processes' gradients."""
     for kind in KINDS:
         model = create_ddp_model(build(kind), device_ids=None, broadcast_buffers=False)
         torch.save(gradients(model, comm.get_rank()), folder / f"{kind}{comm.get_rank()}.pth")

@@ -1,7 +1,7 @@
 """
-What the functions of the package do, the slow and obvious way: one sample after the other, in
-Python. Numbers are float32 where the package computes in float32, so that results are the same to
-the last bit and so are all decisions that depend on them.
+Slow and obvious versions of the package's functions: one sample after the other, in Python. Numbers
+are float32 where the package computes in float32, so that results, and decisions that depend on
+them, are the same to the last bit.
 """
 
 import math
@@ -39,7 +39,7 @@ def slow_hierarchical_local_rank(
 def slow_iou(
     box1: Sequence[float], box2: Sequence[float], number: type[np.floating] = np.float64
 ) -> float:
-    """NaN where it is not known: of boxes with NaN, or too large for ``number``."""
+    """Compute an IoU; NaN for boxes with NaN or too large for ``number``."""
     with np.errstate(all="ignore"):
         (x1, y1, x2, y2), (a1, b1, a2, b2) = (map(number, box) for box in (box1, box2))
         width = np.maximum(np.minimum(x2, a2) - np.maximum(x1, a1), number(0))
@@ -51,7 +51,7 @@ def slow_iou(
 def slow_inside(
     boxes: Sequence[Sequence[float]], regions: Sequence[Sequence[float]], threshold: float
 ) -> list[bool]:
-    """Whether at least this share of a box, which has an area, lies inside one of the regions."""
+    """Return whether a box has an area, and at least this share of it inside one of the regions."""
     inside = []
     for box in boxes:
         x1, y1, x2, y2 = map(np.float32, box)
@@ -92,7 +92,7 @@ def slow_importance(rank: int, n_max: int, gamma: float, beta: float) -> float:
 
 
 def slow_preserve_total(weights: dict[int, float], losses: Sequence[float]) -> dict[int, float]:
-    """The weights, by the indices of their samples, scaled; 1 where no factor keeps the total."""
+    """Scale weights by sample index to keep the total; all are 1 if no factor does."""
     total = sum(losses[i] for i in weights)
     weighted = sum(weight * losses[i] for i, weight in weights.items())
     ratio = total / weighted if weighted else math.nan
@@ -103,7 +103,7 @@ def slow_preserve_total(weights: dict[int, float], losses: Sequence[float]) -> d
 
 def slow_carl_weights(probs: Sequence[float], gamma: float, beta: float) -> list[float]:
     base = [(1 - beta) * p + beta for p in probs]
-    # Relative to the largest, which changes nothing but that powers do not vanish.
+    # Relative to the largest, which only keeps powers from vanishing.
     values = [(b / max(base)) ** gamma for b in base]
     return [v * len(values) / sum(values) for v in values]
 
@@ -116,7 +116,7 @@ def slow_positive_weights(
     gamma: float,
     beta: float,
 ) -> dict[int, float]:
-    """ISR-P of the samples that ``ious`` has."""
+    """Compute ISR-P of the samples in ``ious``."""
     rows = list(ious)
     ranks = slow_hierarchical_local_rank(
         [ious[i] for i in rows], [objects[i] for i in rows], [classes[i] for i in rows]
@@ -138,7 +138,7 @@ def slow_negative_weights(
     score_thresh: float,
     nms_thresh: float,
 ) -> dict[int, float]:
-    """ISR-N of the negatives of each image, given by their indices."""
+    """Compute ISR-N of the negatives of each image, given by their indices."""
     n_max = max(map(len, images), default=0)
     weights = {}
     for negatives in images:
@@ -162,7 +162,7 @@ def slow_score_hlr(
     score_thresh: float,
     nms_thresh: float,
 ) -> list[int]:
-    """The sequence of Score-HLR of what is scored above the threshold."""
+    """Sort the samples scored above the threshold by Score-HLR."""
     ranked = [i for i, score in enumerate(scores) if score > np.float32(score_thresh)]
     own_scores = [scores[i] for i in ranked]
     one = [0] * len(ranked)
@@ -174,7 +174,7 @@ def slow_score_hlr(
 def slow_iou_hlr(
     ious: Sequence[float], objects: Sequence[int], classes: Sequence[int]
 ) -> list[int]:
-    """The sequence in which the prime positives of an image are taken."""
+    """Sort the positives of an image in the order in which prime sampling takes them."""
     ranks = slow_hierarchical_local_rank(ious, objects, classes)
     return sorted(range(len(ious)), key=lambda i: (ranks[i], *highest_first(ious[i], i)))
 
@@ -185,8 +185,8 @@ def slow_joint_choice(
     nms_thresh: float,
 ) -> set[tuple[int, int]]:
     """
-    (image, index) of the hardest of all images, each given by boxes, losses and classes, after NMS
-    in each image and class; NaN is the highest loss.
+    Choose the hardest samples of all images, each given by boxes, losses and classes, after NMS in
+    each image and class; NaN is the highest loss. Return their (image, index).
     """
     left = []
     hardness = [

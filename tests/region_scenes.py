@@ -1,4 +1,4 @@
-"""Regions to ignore for images of the tests, and what belongs into them, the slow way."""
+"""Regions to ignore for images of the tests, and a slow search for the boxes inside them."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from oracles import slow_inside, slow_iou
 
 HEIGHT, WIDTH = IMAGE_SIZE
 WHOLE = [0, 0, WIDTH, HEIGHT]
-# Regions of an image with the objects of random_batch([3]).
+# Regions for an image with the objects of random_batch([3]).
 SCENES = {
     "none": [],
     "whole image": [WHOLE],
@@ -24,7 +24,7 @@ def build(*opts, cfg=small_cfg):
 
 
 def candidates(targets, seed=0):
-    """Boxes near the objects, anywhere, and one of no area in the middle."""
+    """Make boxes near the objects and anywhere, and one without area in the middle."""
     generator = torch.Generator().manual_seed(seed)
     near = targets.gt_boxes.tensor.repeat(20, 1)
     near = near + 12 * torch.rand(near.shape, generator=generator) - 6
@@ -33,7 +33,7 @@ def candidates(targets, seed=0):
 
 
 def slow_classes(boxes, targets, regions, num_classes, threshold=0.5):
-    """One proposal after the other: by the object of highest IoU, and by the regions."""
+    """Label one proposal after the other by the object of highest IoU and by the regions."""
     objects = targets.gt_boxes.tensor.tolist()
     classes = []
     for box, inside in zip(boxes, slow_inside(boxes, regions, 0.5), strict=True):

@@ -1,4 +1,4 @@
-"""Balanced L1 as the box loss of every kind of heads, with PISA and without."""
+"""Balanced L1 as the box loss of every kind of heads, with and without PISA."""
 
 import math
 
@@ -34,7 +34,7 @@ BALANCED_RETINANET = ["MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "balanced_l1"]
 
 
 def slow_balanced_l1(deltas, wanted, alpha=0.5, gamma=1.5):
-    """The loss of a box, by the equations, one delta at a time."""
+    """Compute the loss of a box by the equations, one delta at a time."""
     b, total = math.exp(gamma / alpha) - 1, 0.0
     for x in (deltas - wanted).abs().tolist():
         if x < BETA:
@@ -53,7 +53,7 @@ def build(cls=PISAFastRCNNOutputLayers, **kwargs):
 
 
 def samples(num_pos=12, num_neg=20, agnostic=False):
-    """Logits and deltas, and the proposals of one image, whose first are the positives."""
+    """Make logits, deltas and the proposals of one image, positives first."""
     generator = torch.Generator().manual_seed(0)
     num = num_pos + num_neg
     proposals = Instances(IMAGE_SIZE)
@@ -139,7 +139,7 @@ def test_batches_that_lack_something_give_finite_losses_with_a_graph(num_pos, nu
 
 
 def step(cfg, num_objects=(3, 0, 4)):
-    """The losses of a training step, and the parameters that they reach."""
+    """Take a training step; return its losses and the parameters that they reach."""
     torch.manual_seed(0)
     model = build_model(cfg).train()
     losses = model(random_batch(num_objects))

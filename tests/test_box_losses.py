@@ -21,7 +21,7 @@ NUM_CLASSES = 3
 
 
 def random_samples(num_samples: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Deltas for all classes, proposals, their ground truths and its classes."""
+    """Make deltas for all classes, proposals, and their ground truths with classes."""
     generator = torch.Generator().manual_seed(seed)
     deltas = torch.randn(num_samples, NUM_CLASSES, 4, generator=generator)
     corners = torch.rand(num_samples, 2, generator=generator) * 50
@@ -116,7 +116,7 @@ SHAPES = [(0.5, 1.5), (0.2, 1.5), (1.0, 0.7)]
 
 
 def slow_balanced_l1(error: float, alpha: float, gamma: float, beta: float) -> tuple[float, float]:
-    """The loss of an error and its derivative, as the paper has them."""
+    """Compute the loss of an error and its derivative as in the paper."""
     x, sign = abs(error), math.copysign(1, error)
     b = math.exp(gamma / alpha) - 1
     if x < beta:
@@ -193,7 +193,7 @@ def test_balanced_l1_rises_with_the_error_ever_faster_up_to_gamma(
     x = torch.tensor(errors, dtype=torch.float64).abs().sort().values.requires_grad_()
     losses = balanced_l1_loss(x, torch.zeros_like(x), alpha, gamma, beta)
     gradients = torch.autograd.grad(losses.sum(), x)[0]
-    # ln(b u + 1) of small numbers loses the last digits of its sum with 1, and so does the loss.
+    # For small numbers, ln(b u + 1) loses digits in the sum with 1, and so does the loss.
     digits = 1e-12 * alpha * (1 + 1 / ratio)
     assert (losses >= -digits * beta).all() and (losses <= gamma * x + digits * beta).all()
     assert (losses.diff() >= -digits * beta).all() and (gradients.diff() >= -digits).all()

@@ -16,16 +16,16 @@ from pisa_d2.boxes import box_iou, nms_groups
 from pisa_d2.devices import as_on_gpu as as_on_gpu_path
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-# Few numbers, so that ties are the rule.
+# Few different numbers, so that ties are the rule.
 VALUES = st.sampled_from([math.nan, math.inf, -math.inf, -2.0, -0.0, 0.0, 0.25, 0.5, 1.0])
 INT64 = st.sampled_from([-(2**63), -1, 0, 1, 2**63 - 1]) | st.integers(-(2**63), 2**63 - 1)
-# Dyadic: the rounding of an IoU cannot move it across the threshold.
+# Dyadic, so that rounding cannot move an IoU across the threshold.
 THRESHOLDS = st.sampled_from([0.0, 0.25, 0.5, 0.75])
 
 
 @st.composite
 def detections(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes, scores and partitions; boxes without area and NaN among them."""
+    """Draw boxes, scores and partitions, including boxes without area and NaN."""
     start, length = st.integers(0, 4), st.integers(0, 4)
     rows = draw(
         st.lists(
@@ -47,7 +47,7 @@ def detections(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def random_boxes(*shape: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Crowded boxes and their scores, some of them equal."""
+    """Make crowded boxes with scores, some of them equal."""
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(*shape, 2, generator=generator) * 60
     sizes = torch.rand(*shape, 2, generator=generator) * 30 + 10
@@ -62,7 +62,7 @@ def on_each_path(request):
 
 
 def row_of_boxes(length: int) -> Tensor:
-    """Each overlaps its neighbours with IoU 3/5, and the next but one with 1/3."""
+    """Make boxes that overlap their neighbours with IoU 3/5, and the next ones with 1/3."""
     x = torch.arange(length, dtype=torch.float32) * 2
     return torch.stack([x, torch.zeros(length), x + 8, torch.ones(length)], dim=1)
 
@@ -192,7 +192,7 @@ def test_nms_groups_of_tensors_that_do_not_fit_together_are_refused(boxes, score
 
 @st.composite
 def suppressions(draw: st.DrawFn) -> Tensor:
-    """(N, N) of 0 and 1, the latter only above the diagonal."""
+    """Draw (N, N) numbers 0 and 1, with 1 only above the diagonal."""
     n = draw(st.integers(1, 9))
     cells = draw(st.lists(st.integers(0, 1), min_size=n * n, max_size=n * n))
     return tensor(cells, dtype=torch.float32).view(n, n).triu(diagonal=1)

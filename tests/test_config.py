@@ -36,9 +36,9 @@ from pisa_d2.proposal_generator.rpn import build_anchor_sampler
 from pisa_d2.roi_heads.adoption import PISASettings
 from pisa_d2.samplers import PairSampler, build_batch_sampler
 
-# Nodes with a box loss, and their keys of its beta.
+# Nodes with a box loss, and the key of its beta.
 BOX_HEAD, RETINANET = ("ROI_BOX_HEAD", "SMOOTH_L1_BETA"), ("RETINANET", "SMOOTH_L1_LOSS_BETA")
-# Where a checkout of Detectron2, or an installation of it, has its own configs.
+# Places of Detectron2's own configs in a checkout or an installation.
 THEIRS = next(
     (
         folder
@@ -189,7 +189,8 @@ OHEM = [*HARD, f"{HEADS}.HARD_SAMPLER.JOINT", True]
 UNIT = r"in \[0, 1\]"
 FROM_0 = "finite and at least 0"
 FROM_1 = "(finite and at least 1|a whole number)"
-# For each numeric key: what makes it count, a number below and one above its range (or None).
+# For each numeric key: overrides that make it matter, and numbers below and above its range (or
+# None).
 NUMBERS = {
     "MODEL.PISA.ISR_P.GAMMA": ([], -0.1, None, FROM_0),
     "MODEL.PISA.ISR_P.BETA": ([], -0.1, 1.1, UNIT),
@@ -231,7 +232,7 @@ NAMES = [
 
 
 def set_in_python(base, key, value):
-    """A config with a value of any type, which merging a file or a command line would not take."""
+    """Set a value of any type, which merging a file or a command line would refuse."""
     cfg = new_cfg(*base)
     *nodes, leaf = key.split(".")
     node = cfg
@@ -253,7 +254,7 @@ def read_all(cfg):
 
 def test_each_key_is_in_the_tests_of_wrong_values():
     added = dict(flatten(new_cfg())).keys() - dict(flatten(get_cfg())).keys()
-    others = {"MODEL.PISA.CASCADE_STAGES", "DATASETS.REGISTER"}  # tests of their own
+    others = {"MODEL.PISA.CASCADE_STAGES", "DATASETS.REGISTER"}  # with tests of their own
     assert added == {*NUMBERS, *FLAGS, *NAMES, *CHOICES, *others}
 
 
@@ -324,7 +325,7 @@ def test_an_unknown_key_is_refused():
 
 
 def build_without_memory(config):
-    """The model of a config, at its full size, on the device that holds no numbers."""
+    """Build the model of a config at full size, on the device without numbers."""
     with torch.device("meta"):
         return build_model(load_cfg(config, "MODEL.WEIGHTS", "", "MODEL.DEVICE", "meta"))
 

@@ -1,4 +1,4 @@
-"""The same on a GPU as on the CPU, in every floating type."""
+"""Results on a GPU equal those on the CPU, in every floating type."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ pytestmark = [
 
 
 def values_and_boxes(size, dtype):
-    """The first of them extreme."""
+    """Draw values and boxes, the first ones extreme."""
     generator = torch.Generator().manual_seed(0)
     values, boxes = torch.rand(size, generator=generator), random_boxes(size, generator)
     values[: len(EXTREME)] = torch.tensor(EXTREME)
@@ -55,7 +55,7 @@ def test_ranks_and_groups(device, dtype):
         (nms_groups, (boxes, values, 0.3, partitions)),
     ):
         there = [x.to(device) if isinstance(x, torch.Tensor) else x for x in args]
-        # What is computed in half precision is that of float32, which holds the same numbers.
+        # Half precision is computed in float32, which can represent the same numbers.
         full = [x.double() if torch.is_tensor(x) and x.is_floating_point() else x for x in args]
         result = function(*there)
         assert result.device.type == device and result.dtype == torch.int64

@@ -1,4 +1,4 @@
-"""README and docs: length, links, commands, config keys and names of functions."""
+"""Checks of README and docs: length, links, commands, config keys and names of functions."""
 
 import ast
 import importlib
@@ -37,7 +37,7 @@ def test_the_readme_has_at_most_900_words_outside_code_and_tables():
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors of headings, as GitHub makes them."""
+    """Make the anchors of headings as GitHub does."""
     titles = re.findall(r"^#+ (.*)$", CODE.sub("", text), re.MULTILINE)
     plain = (re.sub(r"\[(.*?)\]\(.*?\)", r"\1", title).lower() for title in titles)
     return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in plain}
@@ -69,12 +69,12 @@ def test_links_lead_to_files_and_headings(document):
 
 
 def commands(document: str) -> Iterator[tuple[str, str]]:
-    """Each script or module that a command of the document starts, and the words after it."""
+    """Yield each script or module in a command of the document, and the words after it."""
     text = read(document)
     fences = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     blocks = [block for language, block in fences if language in ("", "bash")]
     inline = re.findall(r"`([^`\n]+)`", CODE.sub("", text))
-    # A line that is indented continues the command.
+    # An indented line continues the command.
     lines = [re.sub(r"\\?\n +", " ", block).splitlines() for block in [*blocks, *inline]]
     for line in sum(lines, []):
         for script, words in re.findall(r"(-m [\w.]+|\S+\.py)\b([^;&]*)", line.split(" # ")[0]):
@@ -119,7 +119,7 @@ def test_every_script_of_the_readme_is_found():
 
 
 def paths(node: CfgNode, start: str = "") -> dict[str, object]:
-    """The values of all keys, and the nodes, by path."""
+    """Collect the values of all keys, and the nodes, by path."""
     found: dict[str, object] = {}
     for key, value in node.items():
         found[start + key] = value

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pisa_d2  # noqa: F401  # isort: skip  (Detectron2 0.6 cannot be imported before it)
+import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it patches)
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ from pisa_d2.evaluation import CheckedCOCOEvaluator, coco_truth
 
 @pytest.fixture(autouse=True)
 def catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
+    """Forget what a test registers."""
     for catalog in (DatasetCatalog, MetadataCatalog):
         monkeypatch.setattr(catalog, "data", dict(catalog.data))
 
@@ -162,7 +162,7 @@ def test_a_perfect_detector_scores_100_on_digits(tmp_path: Path, crowd: bool):
 
 
 def noisy(record: dict[str, Any]) -> Instances:
-    """Detect shifted boxes of various scores with their masks, some twice or of another class."""
+    """Detect shifted boxes and masks with various scores, some twice or with a wrong class."""
     rng = np.random.default_rng(record["image_id"])
     objects = [a for a in record["annotations"] for _ in range(rng.integers(1, 3))]
     boxes = np.array([a["bbox"] for a in objects], dtype=np.float32)
@@ -181,7 +181,7 @@ def noisy(record: dict[str, Any]) -> Instances:
 
 
 def with_masks(content: dict) -> None:
-    """Some large, some small, of areas that are not those of the boxes, and a crowd in RLE."""
+    """Add large and small masks, with other areas than the boxes, and a crowd as RLE."""
     content["annotations"][1]["bbox"] = [10, 2, 50, 44]
     for annotation in content["annotations"]:
         x, y, w, h = annotation["bbox"]
@@ -200,7 +200,7 @@ def test_a_well_formed_json_gives_detectron2s_results(tmp_path: Path, own: bool)
     name = register_json(tmp_path, with_masks, own)
     results = evaluate(name, tmp_path, noisy)
     expected = evaluate(name, tmp_path, noisy, COCOEvaluator)
-    np.testing.assert_equal(results, expected)  # NaN, of no large object, equals itself
+    np.testing.assert_equal(results, expected)  # NaN, for lack of large objects, equals itself
     assert 0 < results["bbox"]["AP"] < 100 and 0 < results["segm"]["AP"] < 100
 
 
@@ -280,7 +280,7 @@ def test_a_json_without_labels_is_not_evaluated(tmp_path: Path):
 def test_with_regions_on_ignored_objects_are_crowds_and_crowds_stay_what_they_are(
     tmp_path: Path, flag: str
 ) -> None:
-    """Half of the objects are marked, and nobody finds them."""
+    """Half of the objects are marked, and no detection finds them."""
 
     def mark(content: dict) -> None:
         for annotation in content["annotations"][::2]:

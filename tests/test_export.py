@@ -1,4 +1,4 @@
-"""Tracing and scripting: models with these heads do what those with Detectron2's do."""
+"""Traced and scripted models with these heads do the same as with Detectron2's."""
 
 import re
 
@@ -46,7 +46,7 @@ def registries(monkeypatch):
 def build(cfg):
     torch.manual_seed(0)
     model = build_model(cfg).eval()
-    for name, p in model.named_parameters():  # or all scores are alike, and nothing is detected
+    for name, p in model.named_parameters():  # or all scores would be equal, and nothing detected
         if name.endswith(("cls_score.weight", "bbox_pred.weight")):
             torch.nn.init.normal_(p, std=0.3)
     return model
@@ -103,7 +103,7 @@ def test_heads_script_with_any_sampler(kind, registries):
 @pytest.mark.slow
 @pytest.mark.parametrize("samplers", [[], PREDICTED])
 def test_heads_of_c4_models_script(samplers):
-    # Without masks the stock ones do not.
+    # Without masks, stock heads cannot be scripted.
     opts = [*HEADS["PISARes5ROIHeads"], *MASKS, *samplers]
     scripted, plain = scripted_and_plain(build(small_cfg(*FEW, *opts)), pred_masks=Tensor)
     assert len(plain) > 0

@@ -1,4 +1,4 @@
-"""Nothing is made on the CPU on the way, as tensors that have a device and no values show."""
+"""No intermediate result is on the CPU, as tensors with a device but without values show."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
 
 @pytest.fixture(autouse=True)
 def fake_tensors(monkeypatch):
-    """Whether all boxes have settled has no answer without values: they have, at once."""
+    """Answer that all boxes have settled, since tensors without values cannot tell."""
     monkeypatch.setattr(torch, "equal", lambda *tensors: True)
     with FakeTensorMode(), EventStorage():
         yield

@@ -1,6 +1,6 @@
 """
-Random input for the public functions and the losses, compared with tests/oracles.py. ``make fuzz``
-tries many more cases than the hundred of each test in a regular run.
+Comparison of the public functions and the losses with tests/oracles.py on random input. ``make
+fuzz`` tries many more cases than the hundred per test in a regular run.
 """
 
 import functools
@@ -60,7 +60,7 @@ BOX_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
 
 
 class Case(NamedTuple):
-    """What random input is made of. A seed each, so that a case takes no time to draw."""
+    """The settings of random input: a seed instead of numbers, so that drawing takes no time."""
 
     seed: int
     size: int
@@ -88,7 +88,7 @@ CASES = st.builds(
 
 
 def numbers(rng, kind, dtype, *shape):
-    """Of a normal distribution; few different ones; or what breaks sums, sorts and comparisons."""
+    """Draw normal numbers, few different ones, or ones that break sums, sorts and comparisons."""
     values = rng.normal(size=shape)
     if kind == "ties":
         values = rng.choice([0.0, 0.25, 0.5, 0.75, 1.0], shape)
@@ -100,7 +100,7 @@ def numbers(rng, kind, dtype, *shape):
 
 
 def boxes_of(rng, kind, dtype, *shape):
-    """Crowded boxes, some without area or of negative size; or with any numbers."""
+    """Draw crowded boxes, some without area or of negative size, or with any numbers."""
     if kind == "wild":
         return numbers(rng, kind, dtype, *shape, 4)
     corners, sizes = rng.integers(0, 5, (*shape, 2)), rng.integers(-1, 5, (*shape, 2))
@@ -244,7 +244,7 @@ def predictor(cls, loss_type, agnostic):
 
 
 def proposals_of(rng, size, first_object):
-    """As label_and_sample_proposals gives them: some images have no objects, or no proposals."""
+    """Make the results of label_and_sample_proposals, some without objects or proposals."""
 
     def boxes(num):
         corners = rng.integers(0, 40, (num, 2)) + rng.choice([0, 0.5])
@@ -268,7 +268,7 @@ def proposals_of(rng, size, first_object):
 
 
 def losses_by_loops(parts, scores, deltas, proposals, loss_type):
-    """The three losses in float64, from the losses of single samples and their decoded boxes."""
+    """Compute the three losses in float64 from single samples' losses and decoded boxes."""
     if not proposals:
         return {"loss_cls": 0.0, "loss_box_reg": 0.0, "loss_carl": 0.0}
     classes = torch.cat([p.gt_classes for p in proposals])
@@ -353,7 +353,7 @@ def test_losses(case, sizes, loss_type, agnostic, scale):
     ours = predictor(PISAFastRCNNOutputLayers, loss_type, agnostic)
     for name, part in parts.items():
         setattr(ours, name, part)
-    # At the 20th iteration the scalars of the log are computed too.
+    # In the 20th iteration the logged scalars are computed too.
     with EventStorage(int(rng.choice([3, 19]))):
         losses = ours.losses((scores, deltas), proposals)
     expected = losses_by_loops(parts, scores.detach(), deltas.detach(), proposals, loss_type)

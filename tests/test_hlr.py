@@ -12,16 +12,16 @@ from torch.testing import assert_close
 from pisa_d2.hlr import hierarchical_local_rank, local_rank
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-# Few numbers, so that ties are the rule.
+# Few different numbers, so that ties are the rule.
 VALUES = st.sampled_from([math.nan, math.inf, -math.inf, -2.0, -0.0, 0.0, 0.25, 0.5, 1.0])
 INT64 = st.sampled_from([-(2**63), -1, 0, 1, 2**63 - 1]) | st.integers(-(2**63), 2**63 - 1)
-# Dyadic: the rounding of an IoU cannot move it across the threshold.
+# Dyadic, so that rounding cannot move an IoU across the threshold.
 THRESHOLDS = st.sampled_from([0.0, 0.25, 0.5, 0.75])
 
 
 @st.composite
 def samples(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, groups and partitions."""
+    """Draw values, groups and partitions."""
     few_ids = st.lists(INT64, min_size=1, max_size=3, unique=True).map(st.sampled_from)
     row = st.tuples(VALUES, draw(few_ids), draw(few_ids))
     rows = draw(st.lists(row, max_size=12))
@@ -35,7 +35,7 @@ def samples(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
 
 @st.composite
 def distinct_samples(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples whose values are different whole numbers."""
+    """Draw samples whose values are different whole numbers."""
     values = draw(st.lists(st.integers(-99, 99), unique=True, min_size=1, max_size=12))
     ids = st.lists(st.integers(0, 2), min_size=len(values), max_size=len(values))
     return tensor(values, dtype=torch.float32), tensor(draw(ids)), tensor(draw(ids))
@@ -122,7 +122,7 @@ def test_the_best_of_each_group_come_before_the_second_best_of_any(sample):
 )
 def test_only_the_order_of_values_matters(sample, increase):
     values, groups, partitions = sample
-    # Whole numbers small enough for each change to be strict; equal values stay equal.
+    # Whole numbers are small enough for strict changes; equal values stay equal.
     values = values.double().nan_to_num(posinf=99, neginf=-99).clamp(-99, 99).round()
     expected = hierarchical_local_rank(values, groups, partitions)
     assert_close(hierarchical_local_rank(increase(values), groups, partitions), expected)
@@ -141,15 +141,15 @@ def test_values_that_differ_in_the_last_digit_are_told_apart_among_100k_samples(
     half = tensor(0.5).view(torch.int32)
     neighbours = (half + torch.arange(n, dtype=torch.int32)).view(torch.float32)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-    # The n-th group holds the n-th highest of every num_groups values, so that the sequence by
-    # local rank, then by value, is that by value alone.
+    # The n-th group holds the n-th highest of every num_groups values, so the order by local rank
+    # and value is the same as by value alone.
     position = torch.arange(n).flip(0)
     ranks = hierarchical_local_rank(neighbours[order], (position % num_groups)[order])
     assert_close(ranks, position[order])
 
 
 def positives_of_images(classes_of_images: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
-    """Samples of three objects an image, with groups of their own in each."""
+    """Draw samples of three objects per image, with separate groups in each."""
     generator = torch.Generator().manual_seed(0)
     images = []
     for i, classes in enumerate(classes_of_images):

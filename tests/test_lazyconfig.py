@@ -69,7 +69,7 @@ def test_weights_and_batch_give_the_losses_of_the_yaml_file(name):
     cfg, lazy = load_cfg(f"{pisa(YAML[name])}.yaml"), load(pisa(name))
     if "retinanet" not in name:
         assert lazy.model.roi_heads.batch_size_per_image == cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
-        # Fewer, since the head is what takes the time.
+        # Fewer, since most of the time goes to the head.
         cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = lazy.model.roi_heads.batch_size_per_image = 32
     expected, model = build_model(cfg), instantiate(lazy.model)
     model.load_state_dict(expected.state_dict(), strict=True)
@@ -104,7 +104,7 @@ def test_solver_and_augmentation_are_those_of_the_yaml_file(name):
         assert {k: v for k, v in ours.items() if k != "params"} == {
             k: v for k, v in theirs.items() if k != "params"
         }
-    assert type(optimizer).__name__ == type(expected).__name__  # which tells of the clipping
+    assert type(optimizer).__name__ == type(expected).__name__  # the name includes the clipping
 
     num = cfg.SOLVER.MAX_ITER
     assert lazy.train.max_iter == num
@@ -135,7 +135,7 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def overrides(digits, monkeypatch):
-    """Overrides that make the small config smaller still, on a dataset that they register."""
+    """Make overrides for an even smaller model, on a dataset that they register."""
     monkeypatch.setattr(DatasetCatalog, "data", dict(DatasetCatalog.data))
     small = "[{_target_: detectron2.data.transforms.ResizeShortestEdge, short_edge_length: 64}]"
     train, val = (

@@ -57,7 +57,7 @@ def test_a_match_says_from_which_to_which_iou_negatives_reach(cls, thresholds, l
 
 def test_a_matcher_may_go_by_the_boxes_and_the_fields_of_the_objects():
     class Inside(ProposalMatcher):
-        """Proposals in the left half of the image are ignored."""
+        """Ignore proposals in the left half of the image."""
 
         def match_boxes(self, boxes, targets):
             match = super().match_boxes(boxes, targets)

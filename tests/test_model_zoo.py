@@ -10,7 +10,7 @@ from pisa_d2.train_net import load_config
 CONFIG = "COCO-Detection/pisa_faster_rcnn_R_50_FPN_1x.yaml"
 LAZY = "LazyConfig/COCO/pisa_faster_rcnn_R_50_FPN_1x.py"
 
-# Names that users rely on: more may be added, and none is removed without a breaking release.
+# Names that users rely on: removing one takes a breaking release.
 PUBLIC = {
     *("PISAMixin", "PISAROIHeads", "PISARes5ROIHeads", "PISACascadeROIHeads"),
     *("PISAFastRCNNOutputLayers", "PISARetinaNet", "PISARPN", "add_pisa_config"),

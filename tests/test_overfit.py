@@ -1,10 +1,10 @@
-"""Small detectors of each kind learn eight photographs by heart, plain and with PISA."""
+"""Small detectors of each kind overfit eight COCO images, plain and with PISA."""
 
 import copy
 from contextlib import redirect_stdout
 from io import StringIO
 
-import pisa_d2  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # isort: skip  (before Detectron2, which it patches)
 
 import pytest
 import ssd
@@ -32,7 +32,7 @@ R18 = [
     *("INPUT.MIN_SIZE_TEST", SIZE, "INPUT.MAX_SIZE_TEST", SIZE),
     *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 200, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 64),
 ]
-# Of each kind: config, overrides and what makes it PISA.
+# For each kind: the config, its overrides and the ones for PISA.
 MODELS = {
     "mask": (
         "configs/Base-RCNN-R18-FPN-GN.yaml",

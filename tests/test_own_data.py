@@ -1,4 +1,4 @@
-"""The commands of README and docs/own_data.md, literally, on small data of each layout."""
+"""The literal commands of README and docs/own_data.md, on small data in each layout."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pisa_d2  # noqa: F401  # isort: skip  (Detectron2 0.6 cannot be imported before it)
+import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it patches)
 
 import pytest
 import yaml
@@ -25,7 +25,7 @@ QUICK = (
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with what the commands name of this repository."""
+    """Make a working directory with the files of this repository that the commands name."""
     for name in ("configs", "projects", "train_net.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -35,13 +35,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def coco(root: Path) -> None:
-    """Both splits of a COCO dataset with common images."""
+    """Make both splits of a COCO dataset with common images."""
     for split in ("train", "val"):
         make_coco(root, num_images=2, first_id=0).rename(root / f"{split}.json")
 
 
 def roboflow(root: Path) -> None:
-    """As Roboflow exports: json beside images, ids from 0, and a super-category of id 0."""
+    """Make a Roboflow export: json next to images, ids from 0, and a super-category of id 0."""
     for split in ("train", "valid"):
         folder = root / split
         folder.mkdir(parents=True)
@@ -64,7 +64,7 @@ def voc(root: Path) -> None:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of each command in a markdown text."""
+    """Split each command in a markdown text into words."""
     blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ")
     return [shlex.split(c) for c in re.findall(r"python (?:[^\"\n]|\"[^\"]*\")*", lines)]

@@ -16,7 +16,7 @@ NMS_THRESH = 0.5
 
 
 class Image(NamedTuple):
-    """Samples of an image."""
+    """The samples of an image."""
 
     boxes: Tensor
     scores: Tensor
@@ -24,7 +24,7 @@ class Image(NamedTuple):
 
 
 def rank_one_by_one(image: Image) -> list[int]:
-    """Score-HLR by going through the samples from the highest score down."""
+    """Compute Score-HLR one sample after the other, from the highest score down."""
     ious = box_iou(image.boxes, image.boxes).nan_to_num(0).tolist()
     scores = image.scores.tolist()
     clusters: list[list[int]] = []
@@ -47,7 +47,7 @@ def layout_of(num_samples: Sequence[int]) -> ImageLayout:
 
 
 def rank(images: Sequence[Image]) -> list[Tensor]:
-    """Ranks of each image of a batch."""
+    """Rank the samples of each image of a batch."""
     num_samples = [len(image.scores) for image in images]
     batch = (torch.cat(parts) for parts in zip(*images, strict=True))
     return list(rank_negatives(*batch, layout_of(num_samples), NMS_THRESH).split(num_samples))
@@ -55,7 +55,7 @@ def rank(images: Sequence[Image]) -> list[Tensor]:
 
 @st.composite
 def images(draw: st.DrawFn) -> Image:
-    """Crowded boxes, some without area, with many equal scores; often not one sample."""
+    """Draw crowded boxes, some without area, with many equal scores; often no sample at all."""
     start, length = st.integers(0, 3), st.integers(0, 3)
     score = st.sampled_from([0.1, 0.25, 0.5, 1.0])
     row = st.tuples(start, start, length, length, score, st.booleans())

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("storage")
 def test_a_box_is_inside_by_the_share_of_its_own_area(threshold, seed):
     generator = torch.Generator().manual_seed(seed)
     boxes, regions = random_boxes(50, generator), random_boxes(4, generator)
-    boxes[:2, 2:] = boxes[:2, :2]  # of no area
+    boxes[:2, 2:] = boxes[:2, :2]  # without area
     boxes[2] = regions[0]
     regions[3, 2] = regions[3, 0]
     found = inside_regions(boxes, regions, threshold)

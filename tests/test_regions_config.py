@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("storage")
 
 @pytest.fixture(autouse=True)
 def fresh_warnings(monkeypatch):
-    """Let a warning that is given once be given in each test."""
+    """Let warnings that are given once appear in each test."""
     counter = type(detectron2_logger._LOG_COUNTER)()
     monkeypatch.setattr(detectron2_logger, "_LOG_COUNTER", counter)
 

@@ -24,7 +24,7 @@ SAMPLERS = {
 
 
 def negatives_inside(model, batch):
-    """Of the box head and the RPN in a training step: negatives, and those inside a region."""
+    """Count negatives in a training step, and the ones inside a region: box head and RPN."""
     heads, rpn = model.roi_heads, model.proposal_generator
     seen = {}
     label, label_anchors = heads.label_and_sample_proposals, rpn.label_and_sample_anchors
@@ -69,9 +69,9 @@ def test_no_sampler_chooses_a_negative_inside_a_region(sampler):
     batch = with_regions(random_batch([3, 2, 2]), *regions)
     counts = negatives_inside(build(*REGIONS_ON, *SAMPLERS[sampler], *opts), batch)
     assert all(inside == 0 for _, inside in counts)
-    # In the image that is all region, anchors that reach out of it are left.
+    # In the image that is all region, only anchors that extend beyond it remain.
     assert [num > 0 for num, _ in counts] == [True, True, False, True, True, True]
-    # Without the setting they are chosen.
+    # Without the setting, negatives inside regions are chosen.
     counts = negatives_inside(build(*REGIONS_ON, *OFF, *SAMPLERS[sampler], *opts), batch)
     assert all(inside > 0 for _, inside in counts[:4])
 

@@ -211,7 +211,7 @@ def test_carl_without_beta_stands_the_smallest_probabilities(probs, gamma):
     assert_close(carl_weights(probs, gamma, 0).mean(), tensor(1.0))
     gradient = carl_gradient(probs.requires_grad_(), losses, gamma, 0)
     assert gradient.isfinite().all()
-    if len(probs) == 1:  # a single weight is 1 whatever its probability
+    if len(probs) == 1:  # a single weight is always 1
         assert_close(gradient, torch.zeros(1))
 
 

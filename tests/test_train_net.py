@@ -37,7 +37,7 @@ def test_a_run_trains_evaluates_resumes_and_is_evaluated_again(datasets, tmp_pat
     metrics = read_metrics(output)
     steps = next(line for line in metrics if line.get("iteration") == 19)
     assert {"loss_cls", "loss_box_reg", "loss_carl", "pisa/positive_iou"} <= steps.keys()
-    # Equal but for rounding where each object has one positive.
+    # Equal except for rounding if each object has one positive.
     assert steps["pisa/positive_iou_weighted"] > steps["pisa/positive_iou"] - 1e-5
     evaluation = next(line for line in metrics if "bbox/AP" in line)
     assert 0 <= evaluation["bbox/AP50"] <= 100
@@ -58,7 +58,7 @@ def test_a_run_trains_evaluates_resumes_and_is_evaluated_again(datasets, tmp_pat
     assert "BASE_LR: 0.04" in config and "MAX_ITER: 25" in config
 
     log = (output / "log.txt").read_text()
-    with occupied(str(output)):  # by a training that goes on
+    with occupied(str(output)):  # by a running training
         printed = train_net(datasets, output, "--eval-only", "--resume", "SOLVER.MAX_ITER", "7")
     assert (output / "config.yaml").read_text() == config
     assert (output / "log.txt").read_text() == log
@@ -84,7 +84,7 @@ def test_a_second_training_in_a_folder_is_refused_before_anything_is_written(tmp
 
 @pytest.fixture
 def bad_datasets(datasets, tmp_path):
-    """A copy to spoil, and the content of the training annotations."""
+    """Copy the datasets, to spoil them; return the folder and the training annotations."""
     root = tmp_path / "datasets"
     shutil.copytree(datasets, root)
     path = root / "digits" / "annotations" / "instances_train.json"

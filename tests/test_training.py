@@ -1,4 +1,4 @@
-"""Every config takes training steps and detects, on photographs and without any data."""
+"""Every config takes training steps and detects, on COCO images and on synthetic ones."""
 
 import copy
 
@@ -16,14 +16,14 @@ from pycocotools import mask as coco_mask
 
 
 def reduced(config, *opts):
-    """The config with every part that it has, each of them small."""
+    """Make every part of a config small."""
     cfg = load_cfg(config, "MODEL.WEIGHTS", "")
     if cfg.MODEL.RESNETS.DEPTH >= 50:
         cfg.MODEL.RESNETS.DEPTH = 50
         cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 1 if cfg.MODEL.RESNETS.NUM_GROUPS > 1 else 8
         cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 16
         cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 32
-        cfg.MODEL.PIXEL_STD = [57.0] * 3  # Frozen norms of no trained model do not scale images
+        cfg.MODEL.PIXEL_STD = [57.0] * 3  # Frozen norms of an untrained model do not scale images
         sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[size // 4 for size in level] for level in sizes]
     small = [
@@ -50,7 +50,7 @@ def record(file_name, height, width, annotations):
 
 @pytest.fixture(scope="module")
 def made_up_records(tmp_path_factory):
-    """An image with objects and a crowd, one with nothing, one with a crowd alone."""
+    """Make images with objects and a crowd, with nothing, and with only a crowd."""
     folder = tmp_path_factory.mktemp("images")
     records = []
     for i, sample in enumerate(random_batch([4, 0, 0], num_classes=80)):
@@ -90,7 +90,7 @@ def made_up_records(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def coco_records():
-    """Of COCO's photographs one with few objects, the one of most crowds, and one of none."""
+    """Take COCO images with few objects, with the most crowds and with no object."""
     if not has_coco():
         pytest.skip(f"'{COCO}' has no annotations/instances_train2017.json and train2017")
     loaded = DatasetCatalog.get("coco_2017_train")
@@ -107,14 +107,14 @@ def records(request):
 
 
 def keypoints_in(box):
-    """COCO's 17 keypoints on the diagonal of a box, all but the first one visible."""
+    """Put COCO's 17 keypoints on the diagonal of a box, all but the first visible."""
     x0, y0, x1, y1 = box
     at = [(i + 1) / 18 for i in range(17)]
     return [z for t in at for z in (x0 + t * (x1 - x0), y0 + t * (y1 - y0), 2 * (t > 0.1))]
 
 
 def sem_seg_of(record, num_classes, file_name):
-    """Write a map in which the things' boxes are classes, the rest is 0 and a margin ignored."""
+    """Write a map with classes in the things' boxes, an ignored margin, and 0 elsewhere."""
     labels = np.zeros((record["height"], record["width"]), dtype=np.uint8)
     for annotation in record["annotations"]:
         box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
@@ -126,7 +126,7 @@ def sem_seg_of(record, num_classes, file_name):
 
 
 def annotated_for(cfg, records, folder):
-    """Copies of the records with the kinds of annotations, and the classes, that a config asks."""
+    """Copy the records, with the kinds of annotations and the classes that a config needs."""
     records = copy.deepcopy(records)
     one_stage = cfg.MODEL.META_ARCHITECTURE.endswith("RetinaNet")
     num_classes = (cfg.MODEL.RETINANET if one_stage else cfg.MODEL.ROI_HEADS).NUM_CLASSES
@@ -144,7 +144,7 @@ def annotated_for(cfg, records, folder):
 
 
 def inputs_of(cfg, records, folder):
-    """What Detectron2's own mapper makes of the records, in training."""
+    """Map the records with Detectron2's own mapper for training."""
     torch.manual_seed(0)
     np.random.seed(0)
     mapper = DatasetMapper(cfg, is_train=True)
@@ -152,7 +152,7 @@ def inputs_of(cfg, records, folder):
 
 
 def train(cfg, inputs, steps=2):
-    """The losses of each step, and the parameters that have a gradient."""
+    """Train; return the losses of each step and the parameters with a gradient."""
     torch.manual_seed(1)
     model = build_model(cfg).train()
     optimizer = build_optimizer(cfg, model)
@@ -193,12 +193,12 @@ def test_every_config_trains_and_pisa_adds_one_loss_alone(plain, records, tmp_pa
             assert losses.keys() - expected.keys() == carl_of(cfg), config
             assert losses.keys() >= expected.keys()
             assert np.isfinite([*losses.values(), *expected.values()]).all()
-        # No parameter without a gradient where stock has one: several processes wait for it.
+        # Parameters with a gradient in stock must have one here: several processes wait for it.
         assert ours_reached == reached
 
 
 def assert_equal(a, b):
-    """Bit by bit, for all that models return."""
+    """Compare all that models return, bit by bit."""
     assert type(a) is type(b)
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b)

@@ -1,4 +1,4 @@
-"""A wheel, installed into an environment that has never seen this checkout."""
+"""A wheel installed into an environment without this checkout."""
 
 import json
 import os
@@ -47,13 +47,13 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def python(wheel, tmp_path_factory):
-    """The Python of a fresh environment with the wheel and, of this one, all but the package."""
+    """Make an environment with the wheel and all packages of this one except for pisa_d2."""
     folder = tmp_path_factory.mktemp("env")
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = run(python, "-c", code).strip()
-    # Nobody reads the .pth files in that folder, such as the one of an editable installation.
+    # Python ignores the .pth files in that folder, such as an editable installation's.
     with open(f"{site}/others.pth", "w") as file:
         file.write(sysconfig.get_path("purelib") + "\n")
     pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]

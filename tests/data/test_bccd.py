@@ -1,7 +1,7 @@
 import os
 from pathlib import Path
 
-import pisa_d2  # noqa: F401  # isort: skip  (Detectron2 0.6 cannot be imported before it)
+import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it patches)
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -29,7 +29,7 @@ def object_xml(name: str, *box: int) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A BCCD of three images of 48x40: one sound, one with two boxes without area, one empty."""
+    """Make a BCCD of three 48x40 images: one good, one with two boxes without area, one empty."""
     folder = tmp_path / "BCCD"
     for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (folder / part).mkdir(parents=True)
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
+    """Forget what a test registers."""
     for catalog in (DatasetCatalog, MetadataCatalog):
         monkeypatch.setattr(catalog, "data", dict(catalog.data))
 

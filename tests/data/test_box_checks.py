@@ -10,7 +10,7 @@ XYWH, XYXY = BoxMode.XYWH_ABS, BoxMode.XYXY_ABS
 
 @pytest.fixture
 def boxes():
-    """200 boxes of 100 x 80 images, as left, top, width and height, of which none reaches out."""
+    """Make 200 boxes inside images of 100 x 80, as left, top, width and height."""
     rng = np.random.default_rng(0)
     start = rng.uniform(0, 60, (200, 2)).round(1)
     size = (rng.uniform(0.05, 1, (200, 2)) * (np.array([100, 80]) - start)).round(1)
@@ -25,7 +25,7 @@ def warnings_of(boxes, mode=XYWH):
     ]
     warnings = []
     checked = check_boxes(Objects(dicts), warnings.append)
-    assert checked.dicts == dicts  # only said, not changed
+    assert checked.dicts == dicts  # only a warning, no change
     return warnings
 
 

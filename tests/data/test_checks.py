@@ -42,7 +42,7 @@ def annotation(box=(10, 10, 30, 20), **others):
 
 
 def records(folder, *annotations):
-    """One image for each list of annotations."""
+    """Make one image for each list of annotations."""
     return [
         {"file_name": str(folder / f"{i}.jpg"), "width": 100, "height": 80, "annotations": a}
         for i, a in enumerate(annotations)
@@ -270,7 +270,7 @@ def test_what_detectron2_loads_is_checked_however_often_that_is_asked_for(folder
     for _ in range(2):
         check_when_loaded([NAME], "DATASETS.TRAIN", TRAIN)
     assert not caplog.messages  # nothing is loaded yet
-    for _ in range(2):  # the second time, nothing is said again
+    for _ in range(2):  # the second time, no warning is repeated
         dicts = get_detection_dataset_dicts([NAME])
     assert [len(record["annotations"]) for record in dicts] == [1]
     assert len([m for m in caplog.messages if "dropped 2 of 3 box(es)" in m]) == 1

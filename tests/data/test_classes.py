@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-import pisa_d2  # isort: skip  (Detectron2 0.6 cannot be imported before it)
+import pisa_d2  # isort: skip  (before Detectron2, which it patches)
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
@@ -24,13 +24,13 @@ KEYS = {
 
 @pytest.fixture(autouse=True)
 def catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
+    """Forget what a test registers."""
     for catalog in (DatasetCatalog, MetadataCatalog):
         monkeypatch.setattr(catalog, "data", dict(catalog.data))
 
 
 def make_cfg(entries: list[list[str]], *opts: object) -> CfgNode:
-    """Of the datasets "train" and "val"."""
+    """Make a config with the datasets "train" and "val"."""
     cfg = get_cfg()
     pisa_d2.add_pisa_config(cfg)
     add_ssd_config(cfg)

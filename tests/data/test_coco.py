@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pisa_d2  # noqa: F401  # isort: skip  (Detectron2 0.6 cannot be imported before it)
+import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it patches)
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -147,7 +147,7 @@ def test_a_super_category_without_boxes_is_named_and_stays_a_class(
     categories = [
         {"id": 0, "name": "things", "supercategory": "none"},
         {"id": 7, "name": "ball", "supercategory": "things"},
-        {"id": 9, "name": "cup", "supercategory": "things"},  # no box, but no super-category
+        {"id": 9, "name": "cup", "supercategory": "things"},  # no box, but not a super-category
     ]
     path = write(tmp_path, annotation(), categories=categories)
     for _ in range(2):

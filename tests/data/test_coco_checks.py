@@ -16,7 +16,7 @@ SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
 
 @pytest.fixture
 def content(tmp_path):
-    """Of two images with two objects each, to spoil."""
+    """Make a file of two images with two objects each, to spoil."""
     images = [{"id": i, "file_name": f"{i}.jpg", **SIZE} for i in (1, 2)]
     for image in images:
         Image.new("RGB", (100, 80)).save(tmp_path / image["file_name"])

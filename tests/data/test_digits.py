@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pisa_d2  # noqa: F401  # isort: skip  (Detectron2 0.6 cannot be imported before it)
+import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it patches)
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scenes() -> list[list[drawing.Digit]]:
-    """The digits of 60 images."""
+    """Place the digits of 60 images."""
     scans, labels = datasets.load_digits(return_X_y=True)
     sources = np.arange(len(labels))
     rng = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def scenes() -> list[list[drawing.Digit]]:
 
 @pytest.fixture
 def catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it; what it makes is small."""
+    """Forget what a test registers, and make small datasets."""
     for catalog in (DatasetCatalog, MetadataCatalog):
         monkeypatch.setattr(catalog, "data", dict(catalog.data))
     monkeypatch.setattr(digits, "make_digits", functools.partial(make_digits, **SMALL))
@@ -60,7 +60,7 @@ def iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
 
 
 def visible_pixels(scene: list[drawing.Digit]) -> list[set[tuple[int, int]]]:
-    """Of each digit, the (x, y) of its ink that no later digit's ink covers, found one by one."""
+    """Find the (x, y) of each digit's ink that no later digit's ink covers, one by one."""
     visible: list[set[tuple[int, int]]] = []
     for digit in scene:
         height, width = digit.opacity.shape
@@ -140,7 +140,7 @@ def test_annotated_boxes_are_tight_around_what_is_painted(
     boxes = collections.defaultdict(list)
     for annotation in content["annotations"]:
         boxes[annotation["image_id"]].append(annotation["bbox"])
-    for image, pixels in zip(content["images"], painted, strict=False):  # val's come after
+    for image, pixels in zip(content["images"], painted, strict=False):  # val's follow
         change = np.abs(pixels - grey).max(axis=2)
         outside = change.copy()
         for x, y, width, height in boxes[image["id"]]:

@@ -180,7 +180,7 @@ def test_an_image_of_which_resizing_leaves_nothing_is_refused(tmp_path, width, f
     shape = ResizeShortestEdge.get_output_shape(1, width, 800, TRAIN.max_size)
     assert (min(shape) > 0) == fits
     dicts = [record(path, (width, 1))]
-    check(dicts, Reading())  # not resized
+    check(dicts, Reading())  # no resizing
     if fits:
         check(dicts)
     else:
@@ -212,7 +212,7 @@ def test_a_folder_as_an_image_is_refused(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch, tmp_path):
-    """The files whose headers are read, with an empty cache."""
+    """Record the files whose headers are read, starting with an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     read = []
 
@@ -231,8 +231,8 @@ def test_unchanged_images_are_read_once_and_others_again(reads, tmp_path):
     first = read_headers(paths, "mine")
     assert sorted(reads) == paths
     assert read_headers(paths, "mine") == first and len(reads) == 4
-    Image.new("RGB", (10, 10)).save(paths[1])  # another size
-    os.utime(paths[2], ns=(0, 0))  # another time
+    Image.new("RGB", (10, 10)).save(paths[1])  # a different size
+    os.utime(paths[2], ns=(0, 0))  # a different time
     headers = read_headers(paths, "mine")
     assert sorted(reads[4:]) == paths[1:3]
     assert headers[paths[1]][:2] == (10, 10)
@@ -297,7 +297,7 @@ def test_what_was_read_is_remembered_when_it_is_interrupted(reads, tmp_path, mon
     def interrupted(outcomes, *args, **kwargs):
         for _ in range(40):
             yield next(outcomes)
-        raise KeyboardInterrupt  # which Python raises in the main thread
+        raise KeyboardInterrupt  # as Python does in the main thread
 
     with monkeypatch.context() as patch:
         patch.setattr(image_headers, "tqdm", interrupted)

@@ -16,7 +16,7 @@ from pisa_d2.engine import build_train_loader
 from pisa_d2.regions import TargetsWithRegions
 
 BOXES = [[4, 6, 20, 30], [30, 5, 60, 40], [24, 20, 40, 47]]
-# Of an image 64 pixels wide and 48 high.
+# In an image 64 pixels wide and 48 high.
 AUGMENTATIONS = {
     "none": [],
     "resized": [T.Resize((96, 100))],
@@ -36,7 +36,7 @@ MODELS = {
 
 @pytest.fixture(autouse=True)
 def catalogs(monkeypatch):
-    """What a test registers is forgotten after it."""
+    """Forget what a test registers."""
     for catalog in (DatasetCatalog, MetadataCatalog):
         monkeypatch.setattr(catalog, "data", dict(catalog.data))
 

@@ -14,7 +14,7 @@ DAMAGES = {
 
 
 def write_images(folder, suffix, damage=None):
-    """Five images, the third of which is damaged."""
+    """Write five images, the third of them damaged."""
     noise = np.random.default_rng(0).integers(256, size=(5, 64, 64, 3), dtype=np.uint8)
     dicts = []
     for i, pixels in enumerate(noise):

@@ -14,7 +14,7 @@ CODE = mask_util.encode(np.asfortranarray(ARRAY))
 
 
 def dataset(*masks, **others):
-    """An image for each list of masks; None is an object without one."""
+    """Make an image for each list of masks; None is an object without a mask."""
     dicts = []
     for i, of_image in enumerate(masks):
         annotations = []

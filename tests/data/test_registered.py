@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pisa_d2  # isort: skip  (Detectron2 0.6 cannot be imported before it)
+import pisa_d2  # isort: skip  (before Detectron2, which it patches)
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
@@ -22,7 +22,7 @@ from pisa_d2.data.registered import RegisteredDataset, check_registered
 
 @pytest.fixture(autouse=True)
 def catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
+    """Forget what a test registers."""
     for catalog in (DatasetCatalog, MetadataCatalog):
         monkeypatch.setattr(catalog, "data", dict(catalog.data))
 

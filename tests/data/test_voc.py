@@ -1,7 +1,7 @@
 import shutil
 from pathlib import Path
 
-import pisa_d2  # noqa: F401  # isort: skip  (Detectron2 0.6 cannot be imported before it)
+import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it patches)
 
 import pytest
 from PIL import Image
@@ -25,7 +25,7 @@ def xml(objects: list[Object], name: str = "", size: tuple[int, int] = (64, 48))
 
 
 def make(annotations: Path, images: Path, image: str = "1.jpg", text: str = "") -> None:
-    """An annotation and its image of 64x48."""
+    """Write an annotation and its image of 64x48."""
     for file in (images / image, annotations / image):
         file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (64, 48)).save(images / image)
@@ -34,7 +34,7 @@ def make(annotations: Path, images: Path, image: str = "1.jpg", text: str = "") 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three images in Pascal VOC's own layout, listed by "train" (2 and 1) and "val" (3)."""
+    """Make three images in Pascal VOC's own layout, in "train" (2 and 1) and "val" (3)."""
     folder = tmp_path / "my data"
     for i, objects in enumerate(([CUP], [CUP, BALL], []), start=1):
         text = xml(objects)

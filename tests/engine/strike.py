@@ -1,8 +1,8 @@
 """
-train_net.py, in which a process sends a signal while a step is under way.
+A train_net.py in which a process sends a signal during a step.
 
-STRIKE="<rank> <iteration> <signal> <self or group>" says which, when, what and to whom. After a
-restart by torchrun nothing is sent.
+STRIKE="<rank> <iteration> <signal> <self or group>" names the process, the time, the signal and its
+receivers. After a restart by torchrun nothing is sent.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import pisa_d2  # noqa: F401  # isort: skip  (readies Detectron2)
+import pisa_d2  # noqa: F401  # isort: skip  (patches Detectron2)
 
 from detectron2.utils import comm
 

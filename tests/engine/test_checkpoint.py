@@ -14,7 +14,7 @@ from pisa_d2.engine import Checkpointer
 
 
 class Steps:
-    """Stands in for a trainer."""
+    """A substitute for a trainer."""
 
     iteration = 0
 
@@ -88,7 +88,7 @@ def test_a_checkpoint_that_is_cut_off_while_it_is_written_hides_nothing(
 
 
 def test_a_disk_that_is_full_is_named_and_keeps_no_part_of_a_checkpoint(checkpointer, tmp_path):
-    # A limit stands in for the disk, which takes root to make.
+    # A limit replaces a full disk, which only root could make.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**9, before[1]))
     try:
@@ -160,7 +160,7 @@ def test_a_bare_state_dict_is_loaded(tmp_path):
 
 @pytest.fixture(scope="module")
 def run_of_three_classes(tmp_path_factory):
-    """The folder of a run, and the model of another number of classes."""
+    """Make the folder of a run, and a model with a different number of classes."""
     folder = tmp_path_factory.mktemp("run")
     model = build_model(small_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 3))
     DetectionCheckpointer(model, str(folder)).save("model_final", iteration=9)

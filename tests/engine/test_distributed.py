@@ -32,7 +32,7 @@ def datasets(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(datasets, tmp_path_factory):
-    """The folder of a run of two processes that was left alone, with their gradients."""
+    """Make the folder of an uninterrupted run of two processes, with their gradients."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     args = default_argument_parser().parse_args(command("train_net.py", folder)[1:])
     with pytest.MonkeyPatch.context() as patch:
@@ -70,7 +70,7 @@ def test_a_run_that_is_killed_stopped_twice_and_killed_ends_as_if_it_had_been_le
     assert status == 1 and "process 1 terminated with signal SIGKILL" in printed, printed
     assert (folder / "last_checkpoint").read_text() == f"model_{at[0] // 2 * 2 - 1:07d}.pth"
 
-    # A scheduler stops all processes, also those that load data.
+    # A scheduler stops all processes, including the ones that load data.
     words = command("tests/engine/strike.py", folder, "--num-gpus", "2", "--resume")
     words += ["DATALOADER.NUM_WORKERS", "1"]
     status, printed = run(words, datasets, STRIKE=f"0 {at[1]} SIGTERM group")
@@ -83,7 +83,7 @@ def test_a_run_that_is_killed_stopped_twice_and_killed_ends_as_if_it_had_been_le
     assert status == EXIT_SAVED and "Ctrl-C again ends at once" in printed, printed
     assert f"Ctrl-C: saved model_{at[2]:07d}.pth after iteration {at[2]}" in printed
 
-    # A process of torchrun dies, and it starts them again.
+    # A process of torchrun dies, and torchrun restarts all.
     words = command("tests/engine/strike.py", folder, "--resume")
     words = [*TORCHRUN, "--max-restarts", "1", *words]
     status, printed = run(words, datasets, STRIKE=f"1 {at[3]} SIGKILL self")

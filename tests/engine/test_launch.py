@@ -42,7 +42,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def wait(pipe, stays):
-    """Wait to be ended; if it ``stays``, SIGTERM is not enough."""
+    """Wait for a signal; with ``stays``, ignore SIGTERM."""
     if stays:
         signal.signal(signal.SIGTERM, lambda signum, frame: os.write(pipe, b"t"))
     os.write(pipe, b"w")
@@ -57,7 +57,7 @@ def wait_for_two(pipe, stays):
     wait_for_any = multiprocessing.connection.wait
 
     def tell_once(sentinels):
-        # The handlers are set by now: a signal before would end this process by itself.
+        # The handlers are set by now; an earlier signal would end this process at once.
         multiprocessing.connection.wait = wait_for_any
         os.write(pipe, b"p")
         return wait_for_any(sentinels)
@@ -82,5 +82,5 @@ def test_ctrl_c_ends_processes_that_save_nothing_and_the_second_those_that_do_no
         os.kill(process.pid, signal.SIGINT)
     process.join(30)
     assert process.exitcode == (-signal.SIGINT if stays else 130)
-    assert os.read(read, 1) == b""  # all that could write have ended
+    assert os.read(read, 1) == b""  # all processes that could write have ended
     os.close(read)

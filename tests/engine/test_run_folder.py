@@ -39,7 +39,7 @@ def test_an_output_folder_without_permission_to_write_is_refused(tmp_path):
 
 
 def test_a_write_that_the_system_refuses_is_an_error_before_training(tmp_path):
-    # Stands in for a full disk, which takes root to make.
+    # Replaces a full disk, which only root could make.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
     try:
@@ -64,7 +64,7 @@ def test_a_full_disk_is_an_error_before_training(full_disk):
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_an_error_before_training(tmp_path, monkeypatch):
-    model = nn.Linear(1024, 1024, bias=False)  # 4 MiB, and 4 of momentum
+    model = nn.Linear(1024, 1024, bias=False)  # 4 MiB, and 4 MiB of momentum
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**23))
     check_room(str(tmp_path), model)
@@ -85,7 +85,7 @@ with occupied(sys.argv[1]):
 
 
 def hold(folder, *words):
-    """Start a process that holds the folder."""
+    """Start a process that occupies the folder."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder), *words],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -150,7 +150,7 @@ def config_of(folder, *opts):
 
 
 def store(folder, *opts, checkpoint="last_checkpoint"):
-    """Leave what a run leaves."""
+    """Write the files that a run leaves."""
     (folder / "config.yaml").write_text(config_of(folder, *opts).dump())
     (folder / checkpoint).touch()
 
@@ -175,10 +175,9 @@ def test_a_new_run_may_start_beside_weights_and_where_none_was_saved(tmp_path):
 
 def test_a_resumed_run_is_told_which_settings_changed_and_which_value_counts(tmp_path):
     store(tmp_path, "SOLVER.BASE_LR", 0.02, "SOLVER.STEPS", (5,), "SOLVER.MAX_ITER", 10, "SEED", 3)
-    cfg = config_of(
-        *(tmp_path / "." / "", "SOLVER.BASE_LR", 0.001, "SOLVER.STEPS", (7,)),
-        *("SOLVER.MAX_ITER", 20, "SEED", -1, "MODEL.WEIGHTS", "other.pkl"),
-    )
+    options = ["SOLVER.BASE_LR", 0.001, "SOLVER.STEPS", (7,), "SOLVER.MAX_ITER", 20]
+    options += ["SEED", -1, "MODEL.WEIGHTS", "other.pkl"]
+    cfg = config_of(tmp_path / "." / "", *options)
     warning = check_run(cfg, resume=True)
     kept, new = warning.split("The new value is used for:")
     assert f"'{tmp_path}/config.yaml'" in kept and "MODEL.WEIGHTS, another OUTPUT_DIR" in kept
@@ -189,7 +188,7 @@ def test_a_resumed_run_is_told_which_settings_changed_and_which_value_counts(tmp
         "  SOLVER.MAX_ITER: 20, before 10",
         "  SOLVER.STEPS: [7], before [5]",
     ]
-    # Not what was given, but what the run goes on with, is written into the folder.
+    # The folder gets the values with which the run continues, not the given ones.
     assert (cfg.SOLVER.BASE_LR, cfg.SEED, cfg.MODEL.WEIGHTS) == (0.02, 3, "")
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (20, (7,))
 

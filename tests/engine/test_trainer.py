@@ -59,14 +59,16 @@ def test_a_checkpoint_holds_optimizer_schedule_and_seed_and_is_safe_to_load(tmp_
 
 
 def test_a_resumed_run_keeps_its_learning_rate_and_follows_the_new_schedule(tmp_path):
-    """The facts that check_run tells the user of."""
+    """Check the facts in check_run's warning."""
     options = ["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.WARMUP_ITERS", "0"]
     options += ["SOLVER.BASE_LR", "0.01", "SOLVER.STEPS", "(9,)"]
     train(tmp_path, *options, "SOLVER.MAX_ITER", "2")
     options += ["SOLVER.BASE_LR", "0.5", "SOLVER.MOMENTUM", "0.5", "SOLVER.WEIGHT_DECAY", "0.5"]
+    options += ["SOLVER.MAX_ITER", "5", "SOLVER.STEPS", "(4,)"]
     groups = []
     train(
-        *(tmp_path, *options, "SOLVER.MAX_ITER", "5", "SOLVER.STEPS", "(4,)"),
+        tmp_path,
+        *options,
         resume=True,
         before_step=lambda trainer: groups.append(dict(trainer.optimizer.param_groups[0])),
     )
@@ -124,11 +126,13 @@ def test_a_signal_saves_after_the_step_and_exits_with_its_own_status(
 
 
 def test_a_signal_that_was_ignored_stays_ignored(tmp_path):
-    """As a shell has it for Ctrl-C and what runs in the background."""
+    """As a shell ignores Ctrl-C for processes in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         train(
-            *(tmp_path, "SOLVER.MAX_ITER", "2"),
+            tmp_path,
+            "SOLVER.MAX_ITER",
+            "2",
             before_step=lambda trainer: os.kill(os.getpid(), signal.SIGINT),
         )
     finally:

@@ -38,8 +38,8 @@ def box_loss(loss_type):
 
 def scattered(batch, seed=0):
     """
-    What training goes by, with predictions all over the range, as leaves of the graph: a fresh
-    head predicts the same for every anchor.
+    Make the input of the losses, with predictions all over the range as leaves of the graph, since
+    a fresh head predicts the same for every anchor.
     """
     model = build().train()
     images = model.preprocess_image(batch)
@@ -53,23 +53,23 @@ def scattered(batch, seed=0):
 
 
 def rows(levels):
-    """Logits (B * R, K), or what else is laid out as they are, from the head's output."""
+    """Bring logits, or other outputs of the head with this layout, to (B * R, K)."""
     return torch.cat([permute_to_N_HWA_K(x, NUM_CLASSES) for x in levels], dim=1).flatten(0, 1)
 
 
 def logits_and_deltas(predictions):
-    """(B * R, K) and (B * R, 4)."""
+    """Return logits (B * R, K) and deltas (B * R, 4)."""
     deltas = [permute_to_N_HWA_K(x.detach(), 4) for x in predictions[1]]
     return rows(predictions[0]).detach(), torch.cat(deltas, dim=1).flatten(0, 1)
 
 
 def gradient(loss, predictions):
-    """Of the logits, (B * R, K)."""
+    """Return the gradient of the logits, (B * R, K)."""
     return rows(torch.autograd.grad(loss, predictions[0]))
 
 
 class Positive(NamedTuple):
-    row: int  # of the anchor, in all B * R
+    row: int  # index of the anchor among all B * R
     class_: int
     object: tuple[int, int]
     anchor: torch.Tensor
@@ -77,7 +77,7 @@ class Positive(NamedTuple):
 
 
 def positives_by_loops(model, features, targets):
-    """Matched by hand: the object of highest IoU, if that is 0.5 or the object's own highest."""
+    """Match by loops: the object of highest IoU, if it is 0.5 or the object's own highest."""
     anchors = Boxes.cat(model.anchor_generator(features)).tensor
     found = []
     for i, target in enumerate(targets):
@@ -121,7 +121,7 @@ def weights_by_loops(model, predictions, positives, gamma):
 @pytest.mark.parametrize("num_objects", BATCHES)
 def test_with_both_parts_off_the_losses_are_stock_to_the_last_bit(loss_type, num_objects):
     models = [build(*box_loss(loss_type), *opts) for opts in (ALL_OFF, STOCK)]
-    for seed in range(3):  # the normaliser runs along
+    for seed in range(3):  # the normaliser is a running mean
         batch = random_batch(num_objects, seed=seed)
         results = []
         for model in models:
@@ -144,7 +144,7 @@ def test_isr_changes_no_loss_and_carl_adds_one_of_the_size_of_the_box_loss(loss_
         assert ours.keys() - theirs.keys() == {"loss_carl"}
         for name, loss in theirs.items():
             torch.testing.assert_close(ours[name], loss, rtol=1e-5, atol=1e-7)
-        # CARL's weights are of mean 1 and at most 1 / 0.2.
+        # CARL's weights have mean 1 and at most 1 / 0.2.
         assert 0 <= ours["loss_carl"] <= 5 * theirs["loss_box_reg"]
         assert (ours["loss_carl"] > 0) == (sum(num_objects) > 0)
         assert models[0].loss_normalizer == models[1].loss_normalizer
@@ -196,10 +196,10 @@ def test_labels_are_stock_and_each_positive_knows_its_object(num_objects):
     for target, label, boxes, own in zip(targets, labels, gt_boxes, objects, strict=True):
         positive = (label >= 0) & (label < NUM_CLASSES)
         assert torch.equal(all_boxes[own[positive]], boxes[positive])
-        # Unique over the batch, also from the third image on.
+        # Unique in the batch, also from the third image on.
         assert set(own[positive].tolist()) <= set(range(first, first + len(target)))
         first += len(target)
-        assert (target.gt_classes < NUM_CLASSES).all()  # the inputs are left as they were
+        assert (target.gt_classes < NUM_CLASSES).all()  # the inputs do not change
 
 
 def test_a_class_that_the_model_does_not_have_is_an_error_as_in_stock():
@@ -238,7 +238,7 @@ def test_carl_is_the_weighted_sum_of_the_equations(loss_type):
     logits, deltas = logits_and_deltas(predictions)
     values, box_losses = [], []
     for p in positives_by_loops(model, features, targets):
-        # Stock's loss of one anchor, whose normaliser is that of the first step of one positive.
+        # Stock's loss of one anchor, with the normaliser of the first step of one positive.
         one = stock.losses(
             [Boxes(p.anchor[None])],
             [logits[p.row][None, None]],
@@ -277,7 +277,7 @@ def test_carl_raises_the_score_of_the_best_regressed_and_lowers_that_of_the_wors
         errors.append((deltas[p.row] - wanted).abs().sum().item())
     best, worst = (positives[errors.index(pick(errors))] for pick in (min, max))
     assert on_logits[best.row, best.class_] < 0 < on_logits[worst.row, worst.class_]
-    # One logit of each positive, and no other.
+    # One logit per positive, and no other.
     touched = {(p.row, p.class_) for p in positives}
     assert {tuple(index) for index in on_logits.nonzero().tolist()} <= touched
 

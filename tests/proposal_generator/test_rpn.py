@@ -24,7 +24,7 @@ def build(*opts):
 
 
 def anchors_and_targets(num_objects, num_anchors=3000):
-    """Anchors on two levels, some of them near objects."""
+    """Make anchors on two levels, some of them near objects."""
     targets = [sample["instances"] for sample in random_batch(num_objects)]
     generator = torch.Generator().manual_seed(5)
     objects = torch.cat([target.gt_boxes.tensor for target in targets]).repeat(10, 1)

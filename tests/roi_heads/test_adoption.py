@@ -1,4 +1,4 @@
-"""Box predictors of other classes, whichever way they came to the heads."""
+"""Box predictors of other classes, however the heads got them."""
 
 import copy
 import logging
@@ -38,7 +38,7 @@ def make(cls, *opts):
 
 
 def predictor_of(heads, cls=FastRCNNOutputLayers, **kwargs):
-    """A predictor of three classes for these heads."""
+    """Make a predictor of three classes for these heads."""
     transform = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
     shape = heads.box_head.output_shape
     return cls(shape, box2box_transform=transform, num_classes=3, **kwargs)
@@ -135,7 +135,7 @@ def test_heads_give_their_parts_to_a_stock_predictor_and_none_to_one_with_its_ow
 
 
 class Cosine(FastRCNNOutputLayers):
-    """Another forward, as few-shot detectors have; the losses are stock's."""
+    """A different forward, as in few-shot detectors, with stock losses."""
 
     def forward(self, x):
         scores, deltas = super().forward(x)
@@ -143,7 +143,7 @@ class Cosine(FastRCNNOutputLayers):
 
 
 class WithExtra(FastRCNNOutputLayers):
-    """One more loss beside those of the class that it extends."""
+    """One loss in addition to the losses of the class that it extends."""
 
     def losses(self, predictions, proposals):
         losses = super().losses(predictions, proposals)

@@ -37,7 +37,7 @@ def build(cls=PISAFastRCNNOutputLayers, **kwargs):
 
 
 def sample_image(num_pos, num_neg, first_object, generator, num_objects=3):
-    """Proposals as label_and_sample_proposals gives them."""
+    """Make proposals as label_and_sample_proposals returns them."""
     gt_boxes = random_boxes(num_objects, generator)
     gt_classes = torch.randint(NUM_CLASSES, (num_objects,), generator=generator)
     matched = torch.randint(num_objects, (num_pos + num_neg,), generator=generator)
@@ -74,7 +74,7 @@ def predict(proposals, seed=0, agnostic=False):
 
 
 def weights_in_gradient(predictor, proposals, predictions):
-    """The weight of each sample: how many times the plain gradient its logits get."""
+    """Measure the weight of each sample: its logits' gradient, relative to the plain one."""
     scores = predictions[0]
     loss = predictor.losses(predictions, proposals)["loss_cls"]
     gradient = torch.autograd.grad(loss, scores)[0]
@@ -170,7 +170,7 @@ def test_pisa_keeps_the_size_of_the_stock_losses(loss_type, agnostic):
     stock = build(FastRCNNOutputLayers, **options).losses(predictions, proposals)
     for name, loss in stock.items():
         torch.testing.assert_close(losses[name], loss, rtol=1e-6, atol=0)
-    # CARL's weights are of mean 1 and at most 1 / (0.2 of their mean).
+    # CARL's weights have mean 1 and at most 1 / (0.2 of their mean).
     assert 0 < losses["loss_carl"] < 5 * stock["loss_box_reg"] / 3.0
 
 
@@ -466,7 +466,7 @@ def test_the_importance_of_a_class_is_its_own_where_n_max_says_so():
         positive_weights(ious, torch.arange(12), classes, losses, gamma=1.0, n_max=n_max)
         for n_max in ("shared", "class")
     )
-    # Ranks 8 to 0 of 9 and 2 to 0 of 3: shared, the rare class weighs (9 - r) / 9 instead.
+    # Ranks 8 to 0 of 9 and 2 to 0 of 3: if shared, the rare class weighs (9 - r) / 9 instead.
     expected = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 9, 7, 8, 9]) / 9
     torch.testing.assert_close(shared, expected * 12 / expected.sum())
     expected = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 9, 3, 6, 9]) / 9

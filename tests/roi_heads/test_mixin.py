@@ -69,7 +69,7 @@ def test_heads_of_rotated_boxes_are_refused():
 
 
 class WithBranch(StandardROIHeads):
-    """Further arguments, as heads for semi-supervised training have."""
+    """Further arguments, as in heads for semi-supervised training."""
 
     def forward(self, images, features, proposals, targets=None, compute_loss=True, branch=""):
         proposals = self.label_and_sample_proposals(proposals, targets, branch=branch)
@@ -158,7 +158,7 @@ def test_samples_of_one_pass_can_be_the_proposals_of_the_next(negative):
 
 
 class Band(ProposalMatcher):
-    """Ignores proposals up to 0.2 below the threshold of positives."""
+    """Ignore proposals up to 0.2 below the threshold of positives."""
 
     def __init__(self, threshold):
         super().__init__([threshold - 0.2, threshold], [0, -1, 1])

@@ -1,4 +1,4 @@
-"""What is not a number in the predictions reaches the trainer's check, whatever is chosen."""
+"""NaN in the predictions reaches the trainer's check with any sampler and loss."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def reported(name):
-    """Detectron2's own message, with the losses as NumPy 1 or 2 writes them."""
+    """Make the pattern of Detectron2's message, with losses as NumPy 1 or 2 writes them."""
     message = rf"infinite or NaN at iteration=5!\n.*'{name}': (np\.float64\()?(nan|inf)"
     return pytest.raises(FloatingPointError, match=message)
 

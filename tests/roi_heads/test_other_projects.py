@@ -1,4 +1,4 @@
-"""The mixin in heads of other projects, each of them two lines."""
+"""The mixin in heads of other projects, with two lines for each."""
 
 import importlib
 import importlib.util
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("storage")
 
 
 def import_point_rend():
-    """PointRend, of which only the colour augmentation calls OpenCV, also where that is absent."""
+    """Import PointRend, even without OpenCV, which only its colour augmentation calls."""
     absent = importlib.util.find_spec("cv2") is None
     if absent:
         sys.modules["cv2"] = ModuleType("cv2")
@@ -53,7 +53,7 @@ POINT_REND = [
 
 @pytest.fixture
 def register(monkeypatch):
-    """Registers heads until the end of a test."""
+    """Register heads until the end of a test."""
     monkeypatch.setattr(ROI_HEADS_REGISTRY, "_obj_map", dict(ROI_HEADS_REGISTRY._obj_map))
     return lambda cls: ROI_HEADS_REGISTRY.register()(cls) or cls
 
@@ -67,7 +67,7 @@ def build(name, *opts):
 
 
 def step(model, batch):
-    """The losses, after their gradients reached the parameters."""
+    """Take a training step; return its losses after the backward pass."""
     torch.manual_seed(1)
     losses = model.train()(batch)
     sum(losses.values()).backward()
@@ -119,7 +119,7 @@ BASES = [StandardROIHeads, Res5ROIHeads, CascadeROIHeads]
 
 def of_cfg(base):
     class CfgHeads(base):
-        """As the heads of DensePose and TridentNet: all from cfg, in a constructor of their own."""
+        """Heads like DensePose's and TridentNet's, with a constructor that takes only cfg."""
 
         def __init__(self, cfg, input_shape):
             super().__init__(cfg, input_shape)
@@ -196,7 +196,7 @@ def test_heads_made_of_parts_sample_at_random_without_a_sampler():
 
 
 class OwnLosses(FastRCNNOutputLayers):
-    """As the predictors of CenterNet2 and Detic: losses of its own, with more arguments."""
+    """A predictor like CenterNet2's and Detic's, with its own losses and more arguments."""
 
     def losses(self, predictions, proposals, more=None):
         return FastRCNNOutputLayers.losses(self, predictions, proposals)
@@ -243,7 +243,7 @@ def test_losses_of_a_predictors_own_are_exchanged_in_a_subclass(register, caplog
 
 
 class ValidationLossHeads(StandardROIHeads):
-    """As those of unbiased-teacher: further arguments, and losses outside training."""
+    """Heads like unbiased-teacher's, with further arguments and losses outside training."""
 
     def forward(self, images, features, proposals, targets=None, compute_val_loss=False, branch=""):
         assert branch == "val_loss"
@@ -272,12 +272,8 @@ def test_samplers_that_need_predictions_serve_a_validation_loss(register):
         proposals, _ = model.proposal_generator(images, features)
         heads = model.roi_heads
         for args, kwargs in (((targets,), {}), ((), {"targets": targets})):
-            _, losses = heads(
-                *(images, features, proposals, *args),
-                **kwargs,
-                compute_val_loss=True,
-                branch="val_loss",
-            )
+            inputs = (images, features, proposals, *args)
+            _, losses = heads(*inputs, **kwargs, compute_val_loss=True, branch="val_loss")
             assert "loss_carl" in losses
     assert heads._step is None
 
@@ -304,9 +300,8 @@ def test_the_page_for_other_projects_is_a_program_that_trains(register, monkeypa
         assert "loss_carl" in step(model, batch)
         sampler = model.roi_heads.sampler
         parts = [sampler.positive, sampler.negative, model.roi_heads.proposal_matcher]
-        assert [type(part).__name__ for part in parts] == [
-            *("SmallestFirstSampler", "MostConfidentSampler", "GenerousMatcher")
-        ]
+        names = ["SmallestFirstSampler", "MostConfidentSampler", "GenerousMatcher"]
+        assert [type(part).__name__ for part in parts] == names
         assert sampler.positive.min_area == 16
         cfg.merge_from_list(["MODEL.MASK_ON", False])
     assert type(model.roi_heads.box_predictor).__name__ == "PISACosineOutputLayers"

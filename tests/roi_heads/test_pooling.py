@@ -38,7 +38,7 @@ def remember(pooler, boxes, known):
 
 
 def pooled_twice(pooler, features, boxes, all_boxes, rows):
-    """Pool all boxes without gradient, then those that were chosen."""
+    """Pool all boxes without gradient, then the chosen ones."""
     with torch.no_grad():
         known = pooler(features, all_boxes)[rows]
     remember(pooler, boxes, known)

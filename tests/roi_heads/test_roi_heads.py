@@ -212,7 +212,7 @@ def test_objects_are_numbered_through_the_batch():
 
 
 def proposals_around(targets, generator):
-    """Ten proposals near each object and twenty anywhere."""
+    """Make ten proposals near each object and twenty anywhere."""
     result = []
     for target in targets:
         near = target.gt_boxes.tensor.repeat_interleave(10, dim=0)
@@ -240,7 +240,7 @@ def test_ranks_of_two_images_stay_when_images_of_other_classes_join_in_any_order
     for target in targets[2:]:
         target.gt_classes = target.gt_classes + 2
     proposals = proposals_around(targets, torch.Generator().manual_seed(0))
-    # Without the ground truths themselves, whose IoU of 1 would be equal in all images.
+    # Without the ground truths, whose IoU of 1 would be equal in all images.
     opts = ["MODEL.ROI_HEADS.NUM_CLASSES", 4, "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False]
     heads = roi_heads(PISAROIHeads, *opts)
 
@@ -255,7 +255,7 @@ def test_ranks_of_two_images_stay_when_images_of_other_classes_join_in_any_order
         classes = torch.cat([p.gt_classes for p in positives])
         ranks = hierarchical_local_rank(ious, objects, classes).tolist()
         of_image = [i for i, p in zip(images, positives, strict=True) for _ in range(len(p))]
-        # Proposals are drawn in another sequence each time: told apart by their boxes.
+        # Proposals are drawn in a different order each time, so their boxes identify them.
         return {
             tuple(box): rank
             for box, rank, image in zip(boxes.tolist(), ranks, of_image, strict=True)
@@ -296,7 +296,7 @@ def test_hard_samples_of_both_kinds_together_train(heads, num_objects):
 
 
 def passes_of(model, batch):
-    """Number of boxes in each pass of the (first) box head in a training step."""
+    """Record the number of boxes in each pass of the (first) box head in a training step."""
     branch = model.roi_heads.box_branch
     sizes = []
     branch.head.register_forward_hook(lambda _, x, __: sizes.append(len(x[0])))
@@ -343,7 +343,7 @@ def test_boxes_are_pooled_once_where_their_features_can_be_kept(heads, monkeypat
 def test_autocast_reaches_the_parameters_of_the_head_after_the_extra_pass(heads):
     def touched(*opts):
         model = build(*HEADS[heads], *opts)
-        # Of the heads alone: on CPUs a backbone takes seconds in bfloat16.
+        # Only the heads, since on CPUs a backbone takes seconds in bfloat16.
         autocast = torch.autocast("cpu", dtype=torch.bfloat16)
         model.roi_heads.forward = autocast(model.roi_heads.forward)
         losses = losses_of(model, random_batch([3, 5]))
@@ -410,7 +410,7 @@ def test_random_draws_have_the_frequencies_of_stock():
     ours, theirs = counts
     assert ours.sum() == theirs.sum()
     chi_squared = ((ours - theirs) ** 2 / (ours + theirs)).sum()
-    assert chi_squared < 87  # of at most 49 degrees of freedom; 85.4 is passed once in 1,000
+    assert chi_squared < 87  # at most 49 degrees of freedom; exceeds 85.4 once in 1,000
 
 
 def test_isr_n_takes_the_ranks_of_score_hlr_sampling():
@@ -423,7 +423,7 @@ def test_isr_n_takes_the_ranks_of_score_hlr_sampling():
     losses_of(model, random_batch([3, 0, 5]))
     for p in seen[0]:
         negative = p.gt_classes == 3
-        # All score above 0.05 in an untrained model: each has a rank, measured by all there were.
+        # In an untrained model all score above 0.05, so each has a rank among all candidates.
         importance = p.get(IMPORTANCE_FIELD)
         assert (importance[~negative] == 1).all()
         first, second = importance[negative][:2].tolist()

@@ -11,7 +11,7 @@ from pisa_d2.samplers import Predictions
 
 
 def predict(parts, features, boxes):
-    """Logits and deltas of all boxes, and their pooled features."""
+    """Predict logits and deltas of all boxes; return them and the pooled features."""
     outputs, pooled = predict_all(parts, features, boxes, lambda outputs, rows: outputs)
     return tuple(torch.cat(values) for values in zip(*outputs, strict=True)), pooled
 

@@ -52,7 +52,7 @@ def test_objects_give_the_same_number_to_within_one_where_they_can(supply, num):
     share, rest = divmod(num, len(supply))
     for count, there in zip(counts, supply, strict=True):
         assert count >= min(there, share)
-        if min(supply) > share:  # nobody is short: nobody gives more than the share rounded up
+        if min(supply) > share:  # no object is short, so none gives more than the share rounded up
             assert count <= share + (rest > 0)
 
 
@@ -73,7 +73,7 @@ def test_bins_give_the_same_number_to_within_one_where_they_can(supply, num):
 
 @pytest.mark.parametrize("num_bins", [1, 2, 3, 5])
 def test_bins_cut_the_interval_up_to_the_background_threshold(num_bins):
-    # The last bin holds its own maximum; none reaches above the threshold.
+    # The last bin includes its maximum; no negative is above the threshold.
     per_bin = 40
     edges = torch.linspace(0, 0.5, num_bins + 1)
     ious = torch.cat(
@@ -159,9 +159,9 @@ def test_random_and_balanced_sampling_reach_every_candidate():
         counts = torch.zeros(60)
         for _ in range(2000):
             counts[sampler(candidates(ious), 15)] += 1
-        # All groups are of equal size here: each candidate has the same chance, 1 in 4.
+        # All groups have the same size, so each candidate has the same chance, 1 in 4.
         chi_squared = ((counts - 500) ** 2 / (500 * 0.75)).sum()
-        assert chi_squared < 100, name  # of 59 degrees of freedom; 98.3 is passed once in 1,000
+        assert chi_squared < 100, name  # 59 degrees of freedom; exceeds 98.3 once in 1,000
 
 
 @pytest.mark.parametrize(

@@ -24,14 +24,14 @@ from pisa_d2.samplers import (
 
 @pytest.fixture
 def register(monkeypatch):
-    """Registers samplers until the end of a test."""
+    """Register samplers until the end of a test."""
     registered = dict(PROPOSAL_SAMPLER_REGISTRY._obj_map)
     monkeypatch.setattr(PROPOSAL_SAMPLER_REGISTRY, "_obj_map", registered)
     return lambda cls: PROPOSAL_SAMPLER_REGISTRY.register()(cls) or cls
 
 
 def image_of(*classes):
-    """Candidates of these classes, of which 2 is that of negatives."""
+    """Make candidates of these classes, where 2 is the class of negatives."""
     classes = torch.tensor(classes)
     zeros = torch.zeros(len(classes))
     return Candidates(torch.zeros(len(classes), 4), zeros, zeros.long(), classes)

@@ -1,4 +1,4 @@
-"""Choosing in all images at once, beside a loop over the images."""
+"""Choosing in all images at once, compared with a loop over the images."""
 
 import itertools
 
@@ -28,7 +28,7 @@ NUM_CLASSES = 3
 
 
 class LargestFirst(ProposalSampler):
-    """A sampler that knows nothing of other images."""
+    """A sampler that chooses in one image at a time."""
 
     def __call__(self, candidates, num):
         width, height = (candidates.boxes[:, 2:] - candidates.boxes[:, :2]).T
@@ -36,7 +36,7 @@ class LargestFirst(ProposalSampler):
 
 
 class BackwardHard(HardSampler):
-    """A sampler that chooses together, and a subclass that does not."""
+    """A subclass that does not choose together, of a sampler that does."""
 
     def __call__(self, candidates, num):
         return super().__call__(candidates, num).flip(0)

@@ -98,7 +98,7 @@ def test_negatives_of_low_score_are_as_likely_as_each_other():
         counts[sampler(given_, 15)] += 1
     assert (counts[:5] == 1000).all()
     chi_squared = ((counts[5:] - 500) ** 2 / 250).sum()
-    assert chi_squared < 44  # of 19 degrees of freedom; 43.8 is passed once in 1,000
+    assert chi_squared < 44  # 19 degrees of freedom; exceeds 43.8 once in 1,000
 
 
 def test_the_thresholds_of_score_hlr_are_its_own():
@@ -116,7 +116,7 @@ def test_the_thresholds_of_score_hlr_are_its_own():
 
 
 def quota_of(num, batch):
-    """``num`` samples of all images, of two classes."""
+    """Make a quota of ``num`` samples per image, with two classes."""
     per_image, rest = divmod(num, len(batch))
     assert rest == 0
     return Quota(per_image, positive_fraction=0.25, num_classes=2)
@@ -142,7 +142,7 @@ def test_both_kinds_of_the_batch_are_chosen_together_as_in_the_original(nms_thre
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_losses_that_are_no_numbers_are_chosen_before_what_is_not_eligible(value):
-    # Otherwise a batch of NaN would be an empty one, whose loss is 0 and hides that.
+    # Otherwise a batch of NaN would be an empty batch, whose loss of 0 hides the fault.
     given_ = candidates(30, cls_losses=torch.full((30,), value))
     given_.classes[:] = -1
     given_.classes[10:14] = 2
