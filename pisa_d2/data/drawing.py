@@ -1,5 +1,5 @@
 """
-Drawing of the images of the ``digits`` dataset: places of digits, what covers them, their ink.
+Drawing of the images of the ``digits`` dataset: the place, the visible part and the ink of digits.
 
 Shapes and units in this module:
 

@@ -30,7 +30,7 @@ class PairSampler(BatchSampler):
         Args:
             positive, negative: the samplers.
             max_negatives_per_positive: the largest number of negatives per chosen positive in an
-                image, where no positive counts as one; above 0, None for no limit.
+                image; without a positive, as many as for one. Above 0, None for no limit.
 
         Raises:
             ValueError: a sampler does not choose the kind that it is given for, or needs
