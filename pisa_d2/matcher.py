@@ -143,9 +143,9 @@ class IoUMatcher(ProposalMatcher):
         """
         rising = all(low <= high for low, high in pairwise(thresholds))
         if not rising or any(not threshold > 0 for threshold in thresholds):
-            raise SettingError("thresholds", thresholds, "IoUs above 0, in rising order")
+            raise SettingError("thresholds", thresholds, "they must rise and be above 0")
         if len(labels) != len(thresholds) + 1 or not set(labels) <= {-1, 0, 1}:
-            allowed = f"{len(thresholds) + 1} of -1, 0 and 1, one for each level of IoU"
+            allowed = f"it must have {len(thresholds) + 1} of -1, 0 and 1, one per level of IoU"
             raise SettingError("labels", labels, allowed)
         super().__init__(list(thresholds), list(labels), allow_low_quality_matches)
 

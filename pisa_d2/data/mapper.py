@@ -41,5 +41,6 @@ class ReadableOnly:
             return None
         except Exception as error:
             raise RuntimeError(
-                f"'{name}' cannot become an input of the model: {type(error).__name__}: {error}"
+                f"'{name}' cannot be turned into an input of the model: "
+                f"{type(error).__name__}: {error}"
             ) from error

@@ -192,7 +192,9 @@ def launch(
         return main_func(*args)
     if dist_url == "auto":
         if num_machines > 1:
-            raise ValueError("dist_url='auto' is for one machine: name one that all can reach.")
+            raise ValueError(
+                "dist_url='auto' is for one machine: give an address that all machines can reach."
+            )
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
     if backend == "gloo":  # or each process would take all cores; torchrun allows one thread
         threads = max(1, (os.cpu_count() or 1) // num_processes)

@@ -138,7 +138,7 @@ def adopt(predictor: nn.Module, settings: dict[str, Any], given: Sequence[str] =
             )
         return ""
     if not isinstance(predictor, FastRCNNOutputLayers):
-        return "its losses know nothing of PISA"
+        return "its losses do not use PISA"
     adopted: Any = predictor
     adopted.__class__ = _with_pisa(predictor.__class__)
     adopted.set_losses(**settings)

@@ -67,6 +67,6 @@ def test_good_images_are_mapped_as_by_the_mapper_alone(tmp_path, caplog):
 def test_any_other_error_names_the_image(tmp_path):
     record = write_images(tmp_path, "png")[0]
     record["annotations"] = [{"bbox": [1, 2], "bbox_mode": 0, "category_id": 0}]
-    match = rf"'{record['file_name']}' cannot become an input of the model: \w+Error"
+    match = rf"'{record['file_name']}' cannot be turned into an input of the model: \w+Error"
     with pytest.raises(RuntimeError, match=match):
         mapper(skip=True)(record)
