@@ -35,6 +35,7 @@ def load_config(args: argparse.Namespace) -> DictConfig:
 
 
 def setup(args: argparse.Namespace) -> DictConfig:
+    """Load the config, register its datasets, and set up the output folder and the log."""
     cfg = load_config(args)
     no_gpu = str(cfg.train.device).startswith("cuda") and not torch.cuda.is_available()
     if no_gpu:

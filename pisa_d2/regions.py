@@ -43,6 +43,7 @@ class TargetsWithRegions(Instances):
 
     @property
     def ignored_regions(self) -> Boxes:
+        """The M regions of the image."""
         return self._regions
 
     def to(self, *args: Any, **kwargs: Any) -> "TargetsWithRegions":

@@ -205,6 +205,10 @@ class BalancedL1:
     """
     The shape of balanced L1, see :func:`pisa_d2.box_losses.balanced_l1_loss`.
 
+    Attributes:
+        alpha: scales the gradient of small errors, above 0.
+        gamma: the gradient of large errors, in [alpha / 1000, 40 alpha].
+
     Raises:
         SettingError: a value is out of range.
     """

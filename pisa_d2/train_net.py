@@ -122,6 +122,7 @@ def load_config(args: argparse.Namespace, add_config: AddConfig = add_pisa_confi
 
 
 def setup(args: argparse.Namespace, add_config: AddConfig = add_pisa_config) -> CfgNode:
+    """Load the config, check it and its datasets, and set up the output folder and the log."""
     cfg = load_config(args, add_config)
     no_gpu = cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available()
     if no_gpu:

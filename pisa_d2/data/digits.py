@@ -221,6 +221,7 @@ def register_digits(root: str | os.PathLike, replace: bool = True) -> None:
 
 
 def main() -> None:
+    """Make the dataset that the command line describes."""
     parser = argparse.ArgumentParser(description="Make the digits dataset.")
     parser.add_argument(
         "--root",

@@ -59,6 +59,7 @@ class PISASettings:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "PISASettings":
+        """Read the settings from ``cfg``."""
         return cls(
             **predictor_settings(cfg),
             cascade_stages=tuple(cfg.MODEL.PISA.CASCADE_STAGES),

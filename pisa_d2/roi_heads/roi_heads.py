@@ -1,3 +1,5 @@
+"""Detectron2's ROI heads with the mixin."""
+
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads
 
