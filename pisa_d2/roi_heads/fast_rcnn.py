@@ -130,7 +130,8 @@ class PISAFastRCNNOutputLayers(PredictingOutputLayers):
         Args:
             predictions: logits (R, K + 1) and deltas (R, K * 4) or (R, 4).
             proposals: the sampled proposals with ``proposal_boxes`` and ``gt_classes``, and in
-                images with objects also ``gt_boxes`` and, for ISR-P, ``OBJECT_FIELD``.
+                images with objects also ``gt_boxes`` and, from :class:`PISAMixin`, the field
+                ``OBJECT_FIELD``, which ISR-P reads.
 
         Returns:
             ``loss_cls``, ``loss_box_reg`` and, if CARL is on, ``loss_carl``: scalars under the

@@ -55,8 +55,8 @@ _NOT_GIVEN: Any = object()
 
 class PISAMixin(ROIHeads):
     """
-    Add the samplers of this package and Prime Sample Attention to ROI heads, to whose left it is
-    mixed in::
+    Mix this in to the left of ROI heads to add the samplers of this package and Prime Sample
+    Attention::
 
         @ROI_HEADS_REGISTRY.register()
         class MyPISAROIHeads(PISAMixin, MyROIHeads):
@@ -181,7 +181,7 @@ class PISAMixin(ROIHeads):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        # Heads may replace the predictor after the constructor of those that they extend.
+        # Heads may replace the predictor after the constructor of their base class.
         if name == "box_predictor" and self.__dict__.get("_pisa") is not None:
             self._adopt_predictors()
 

@@ -26,7 +26,7 @@ def gather_fields(proposals: list[Instances], like: Tensor) -> SampleFields:
     Concatenate the fields over the images.
 
     Args:
-        like: a tensor on the device that the fields of no proposals go to.
+        like: gives the device if there are no proposals.
     """
     if not proposals:
         no_boxes = torch.zeros(0, 4, device=like.device)
