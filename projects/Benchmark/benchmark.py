@@ -64,9 +64,13 @@ def measure_parts(device: str, rounds: int) -> tuple[list[Row], list[Part]]:
         base = {"ours": "sort", "loops": "ours", "sort": "sort"}
         rows += [
             Row(
-                *("parts", f"{part.name}, {name}", part.size, timing.median, base[name]),
-                timing.ratio,
-                part.peak if name == "ours" else None,
+                section="parts",
+                what=f"{part.name}, {name}",
+                size=part.size,
+                seconds=timing.median,
+                base=base[name],
+                ratio=timing.ratio,
+                peak_bytes=part.peak if name == "ours" else None,
             )
             for name, timing in part.timings.items()
         ]
@@ -77,7 +81,14 @@ def measure_losses(model: Model, classes: int, device: str, rounds: int) -> list
     shape = Shape(model.images, model.samples, 10, classes)
     timings = benchmark_losses.run(shape, rounds, device)
     return [
-        Row("losses", name, model.size_name, timing.median, "Detectron2", timing.ratio)
+        Row(
+            section="losses",
+            what=name,
+            size=model.size_name,
+            seconds=timing.median,
+            base="Detectron2",
+            ratio=timing.ratio,
+        )
         for name, timing in timings.items()
     ]
 
@@ -90,8 +101,14 @@ def measure_steps(
     steps, parts = benchmark_steps.run(cfg, batch, rounds, device)
     rows = [
         Row(
-            *("steps", step.name, model.size_name, step.timing.median, benchmark_steps.BASE),
-            *(step.timing.ratio, step.peak, step.synchronisations),
+            section="steps",
+            what=step.name,
+            size=model.size_name,
+            seconds=step.timing.median,
+            base=benchmark_steps.BASE,
+            ratio=step.timing.ratio,
+            peak_bytes=step.peak,
+            synchronisations=step.synchronisations,
         )
         for step in steps
     ]

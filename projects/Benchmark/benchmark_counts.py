@@ -184,8 +184,8 @@ def main() -> None:
         section, what, num_images = args.lines
         counts = counts_of(section, what, int(num_images))
         print(counts.num_operators, "operators", *by_line(counts), sep="\n")
-        waits = (f"{times:5d} {place}" for place, times in counts.waits.items())
-        print(counts.num_waits, "waits", *waits, sep="\n")
+        lines = (f"{times:5d} {place}" for place, times in counts.waits.items())
+        print(counts.num_waits, "waits", *lines, sep="\n")
         return
     rows = run()
     print(*markdown(rows), sep="\n")

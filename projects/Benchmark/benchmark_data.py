@@ -5,6 +5,7 @@ import io
 import tempfile
 import time
 from itertools import islice
+from typing import Any
 
 import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readies)
 
@@ -21,7 +22,7 @@ def loading(cfg: CfgNode, num_workers: int, num_images: int) -> float:
     """Images a second out of the training loader, decoded, augmented and batched."""
     cfg = cfg.clone()
     cfg.DATALOADER.NUM_WORKERS = num_workers
-    loader = build_train_loader(cfg)
+    loader: Any = build_train_loader(cfg)
     batches = iter(loader)
     next(batches)  # workers start
     num_batches = max(1, num_images // cfg.SOLVER.IMS_PER_BATCH)

@@ -41,23 +41,19 @@ def measure(section: str, num_images: int, device: str, rounds: int) -> list[Row
     }
     with EventStorage():
         timings = in_turn(steps, STOCK, rounds, device)
-        of_gpu = {
-            what: (count_launches(step), count_synchronisations(step))
-            if device == "cuda"
-            else (None, None)
+        on_gpu = device == "cuda"
+        return [
+            Row(
+                section=section,
+                what=what,
+                images=num_images,
+                operators=counts_of(section, what, num_images).num_operators,
+                launches=count_launches(step) if on_gpu else None,
+                waits=count_synchronisations(step) if on_gpu else None,
+                timing=timings[what],
+            )
             for what, step in steps.items()
-        }
-    return [
-        Row(
-            section,
-            what,
-            num_images,
-            counts_of(section, what, num_images).num_operators,
-            *of_gpu[what],
-            timings[what],
-        )
-        for what in steps
-    ]
+        ]
 
 
 def markdown(rows: list[Row]) -> list[str]:

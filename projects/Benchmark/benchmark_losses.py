@@ -48,7 +48,15 @@ class LoopedPISA(PISAFastRCNNOutputLayers):
         losses["loss_carl"] = self._carl(scores, deltas, proposals)
         return losses
 
-    def _weigh_positives(self, scores, deltas, proposals, cls_losses, weights) -> None:
+    def _weigh_positives(
+        self,
+        scores: Tensor,
+        deltas: Tensor,
+        proposals: list[Instances],
+        cls_losses: Tensor,
+        weights: Tensor,
+    ) -> None:
+        assert self.isr_p is not None
         gt_classes = torch.cat([p.gt_classes for p in proposals])
         gt_boxes = torch.cat([p.gt_boxes.tensor for p in proposals])
         objects = torch.cat([p.get(OBJECT_FIELD) for p in proposals])
@@ -62,7 +70,15 @@ class LoopedPISA(PISAFastRCNNOutputLayers):
             ranks, classes, self.isr_p.gamma, self.isr_p.beta, kept
         )
 
-    def _weigh_negatives(self, scores, deltas, proposals, cls_losses, weights) -> None:
+    def _weigh_negatives(
+        self,
+        scores: Tensor,
+        deltas: Tensor,
+        proposals: list[Instances],
+        cls_losses: Tensor,
+        weights: Tensor,
+    ) -> None:
+        assert self.isr_n is not None
         gt_classes = torch.cat([p.gt_classes for p in proposals])
         negatives = (gt_classes == self.num_classes).nonzero()[:, 0]
         probs, top = scores.softmax(dim=1)[:, :-1].max(dim=1)
@@ -84,7 +100,8 @@ class LoopedPISA(PISAFastRCNNOutputLayers):
         kept_losses = cls_losses[negatives]
         weights[negatives] *= kept_losses.sum() / (weights[negatives] * kept_losses).sum()
 
-    def _carl(self, scores, deltas, proposals) -> Tensor:
+    def _carl(self, scores: Tensor, deltas: Tensor, proposals: list[Instances]) -> Tensor:
+        assert self.carl is not None
         gt_classes = torch.cat([p.gt_classes for p in proposals])
         gt_boxes = torch.cat([p.gt_boxes.tensor for p in proposals])
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
@@ -99,7 +116,9 @@ class LoopedPISA(PISAFastRCNNOutputLayers):
         total = loops.carl(probs, box_losses, self.carl.gamma, self.carl.beta)
         return total / len(scores)
 
-    def _boxes(self, deltas, proposals, rows, classes) -> Tensor:
+    def _boxes(
+        self, deltas: Tensor, proposals: list[Instances], rows: Tensor, classes: Tensor
+    ) -> Tensor:
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])[rows]
         own = deltas.view(len(deltas), -1, 4)[rows, classes]
         return self.box2box_transform.apply_deltas(own, boxes)

@@ -80,7 +80,7 @@ def measure(
     return Part(name, size, samples, timings, peak_memory(functions["ours"], device))
 
 
-def functions_of(size: Size, device: str) -> dict[str, dict[str, Callable[[], Tensor]]]:
+def functions_of(size: Size, device: str) -> dict[str, dict[str, Callable]]:
     generator = torch.Generator().manual_seed(0)
     ious, probs, losses = torch.rand(3, size.samples, generator=generator)
     objects = torch.randint(size.objects, (size.samples,), generator=generator)
@@ -118,7 +118,7 @@ def functions_of(size: Size, device: str) -> dict[str, dict[str, Callable[[], Te
     }
 
 
-def nms_functions(num: int, device: str) -> dict[str, Callable[[], Tensor]]:
+def nms_functions(num: int, device: str) -> dict[str, Callable]:
     generator = torch.Generator().manual_seed(0)
     centers = 800 * torch.rand(max(1, num // 20), 2, generator=generator)
     centers = centers[torch.randint(len(centers), (num,), generator=generator)]

@@ -117,7 +117,8 @@ def steps_of(
     cfg: CfgNode, batch: list[dict], only: Sequence[str]
 ) -> tuple[dict[str, nn.Module], dict[str, Callable[[], None]]]:
     """Models, by name, and a function for each that trains it a step."""
-    models, functions = {}, {}
+    models: dict[str, nn.Module] = {}
+    functions: dict[str, Callable[[], None]] = {}
     for name, options in variants(cfg).items():
         if only and name not in (BASE, *only):
             continue
@@ -161,7 +162,8 @@ def run(
 def measure_parts(model: nn.Module, step: Callable[[], None], device: str) -> dict[str, float]:
     """Seconds of each part of sampling in one step."""
     seconds: dict[str, float] = defaultdict(float)
-    heads, predict_all = model.roi_heads, mixin.predict_all
+    heads: Any = model.roi_heads
+    predict_all = mixin.predict_all
     sampler, predictor = type(heads.sampler.negative), heads.box_predictor
 
     def timed(name: str, function: Callable) -> Callable:

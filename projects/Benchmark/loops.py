@@ -47,4 +47,5 @@ def importance_weights(
 def carl(probs: Sequence[Tensor], losses: Sequence[Tensor], gamma: float, beta: float) -> Tensor:
     values = [((1 - beta) * prob + beta) ** gamma for prob in probs]
     mean = sum(values) / len(values)
-    return sum(value / mean * loss for value, loss in zip(values, losses, strict=True))
+    weighted = [value / mean * loss for value, loss in zip(values, losses, strict=True)]
+    return torch.stack(weighted).sum()

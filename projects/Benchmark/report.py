@@ -39,7 +39,8 @@ def write_csv(rows: list[Row], path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Row._fields)
         for row in rows:
-            writer.writerow(row._replace(seconds=f"{row.seconds:.6g}", ratio=f"{row.ratio:.4g}"))
+            rounded = {"seconds": f"{row.seconds:.6g}", "ratio": f"{row.ratio:.4g}"}
+            writer.writerow({**row._asdict(), **rounded}.values())
 
 
 def markdown(
@@ -69,9 +70,10 @@ def parts_alone(rows: list[Row]) -> list[str]:
         name, _, kind = what.rpartition(", ")
         if kind == "ours":
             loops = by_name.get((size, f"{name}, loops"))
+            peak = "" if ours.peak_bytes is None else f"{ours.peak_bytes / 1e6:.3g}"
             lines.append(
                 f"| {name} | {size} | {1e3 * ours.seconds:.3g} | {ours.ratio:.3g} "
-                f"| {f'{loops.ratio:.3g}' if loops else ''} | {ours.peak_bytes / 1e6:.3g} |"
+                f"| {f'{loops.ratio:.3g}' if loops else ''} | {peak} |"
             )
     return lines
 

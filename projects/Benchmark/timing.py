@@ -6,7 +6,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ def now(device: str) -> float:
 
 
 def in_turn(
-    functions: dict[str, Callable[[], object]], base: str, rounds: int, device: str
+    functions: Mapping[str, Callable[[], object]], base: str, rounds: int, device: str
 ) -> dict[str, Timing]:
     """
     Call all functions in each round, in another sequence each time, so that what slows the

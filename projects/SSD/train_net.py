@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
 """Train and evaluate SSD: pisa_d2's train_net.py with SSD's keys, images and clipping."""
 
+import argparse
 import itertools
+from collections.abc import Callable
+from typing import Any
 
-import pisa_d2  # isort: skip  (readies Detectron2)
+import pisa_d2  # isort: skip  (before detectron2: it patches 0.6)
 
 import torch
+from detectron2.config import CfgNode
 from ssd import SSDMapper, add_ssd_config
 
 from pisa_d2 import train_net
@@ -13,11 +17,11 @@ from pisa_d2 import train_net
 
 class Trainer(train_net.Trainer):
     @classmethod
-    def build_train_loader(cls, cfg):
-        return super().build_train_loader(cfg, mapper=SSDMapper(cfg))
+    def build_train_loader(cls, cfg: CfgNode, mapper: Callable | None = None) -> Any:
+        return super().build_train_loader(cfg, mapper or SSDMapper(cfg))
 
     @classmethod
-    def build_optimizer(cls, cfg, model):
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
         """
         SOLVER.CLIP_GRADIENTS.CLIP_TYPE "full_model" clips the norm of the whole gradient, as PISA
         was published; Detectron2's "norm" that of each parameter by itself.
@@ -30,7 +34,7 @@ class Trainer(train_net.Trainer):
         cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
         optimizer = super().build_optimizer(cfg, model)
 
-        def clip_gradients(optimizer, args, kwargs):
+        def clip_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             groups = (group["params"] for group in optimizer.param_groups)
             params = itertools.chain.from_iterable(groups)
             torch.nn.utils.clip_grad_norm_(params, clip.CLIP_VALUE, clip.NORM_TYPE)
@@ -39,12 +43,12 @@ class Trainer(train_net.Trainer):
         return optimizer
 
 
-def add_config(cfg):
+def add_config(cfg: CfgNode) -> None:
     pisa_d2.add_pisa_config(cfg)
     add_ssd_config(cfg)
 
 
-def main(args):
+def main(args: argparse.Namespace) -> Any:
     return train_net.main(args, Trainer, add_config)
 
 

@@ -9,6 +9,7 @@ same command is given again.
 import argparse
 import csv
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -55,11 +56,9 @@ class Run:
 
     def command(self) -> list[str]:
         options = {"SEED": self.seed, "OUTPUT_DIR": self.folder, **self.options}
-        return [
-            *(sys.executable, str(ROOT / self.script), "--resume"),
-            *("--config-file", str(ROOT / self.config)),
-            *(str(word) for pair in options.items() for word in pair),
-        ]
+        words = [sys.executable, ROOT / self.script, "--resume", "--config-file"]
+        words += [ROOT / self.config, *itertools.chain.from_iterable(options.items())]
+        return [str(word) for word in words]
 
 
 def runs_of(grid: dict[str, Any], output: Path) -> Iterator[Run]:
@@ -111,8 +110,8 @@ def read_result(run: Run) -> Result | None:
     # Evaluations during the training are not the result.
     if not lines or "bbox/AP" not in lines[-1] or not (run.folder / "model_final.pth").is_file():
         return None
-    values = [lines[-1][f"bbox/{metric}"] for metric in COCO_METRICS]
-    if math.isnan(values[0]):
+    scores = {metric: round(lines[-1][f"bbox/{metric}"], 3) for metric in COCO_METRICS}
+    if math.isnan(scores["AP"]):
         raise RuntimeError(
             f"{run.name}, has no AP: its detector found nothing. Train for longer than "
             f"{lines[-1]['iteration']} steps, and remove '{run.folder}'."
@@ -121,8 +120,10 @@ def read_result(run: Run) -> Result | None:
     times = [line["time"] for line in lines if "time" in line]
     of_step = statistics.median(times) if times else math.nan
     return Result(
-        *(run.dataset, run.strategy, run.seed),
-        *(round(value, 3) for value in values),
+        dataset=run.dataset,
+        strategy=run.strategy,
+        seed=run.seed,
+        **scores,
         # A median, which neither an interruption nor what else the machine did can change much.
         seconds=round(of_step * lines[-1]["iteration"], 1),
         settings=run.settings,
@@ -164,22 +165,26 @@ def write_results(path: Path, results: Iterable[Result]) -> None:
     scratch.replace(path)
 
 
-def train(run: Run, threads: int) -> None:
+def train(run: Run, threads: int) -> Result:
     """
+    Train a run, or finish its training, and read its result.
+
     Raises:
         RuntimeError: the run failed; names its log.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     path = run.folder / "train.log"
     with path.open("a") as log:
-        result = subprocess.run(
+        process = subprocess.run(
             run.command(),
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
-    if result.returncode != 0 or read_result(run) is None:
+    result = read_result(run) if process.returncode == 0 else None
+    if result is None:
         raise RuntimeError(f"{run.name}, failed: see the end of '{path}'.")
+    return result
 
 
 def train_all(
@@ -203,9 +208,9 @@ def train_all(
 
     def work(run: Run) -> None:
         try:
-            train(run, threads)
+            result = train(run, threads)
             with lock:
-                results[run] = result = read_result(run)
+                results[run] = result
                 write_results(path, (results[run] for run in runs if run in results))
                 progress.write(f"{run.name}: {result.AP:.1f} AP", file=sys.stderr)
         except RuntimeError as error:

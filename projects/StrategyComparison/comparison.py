@@ -5,7 +5,7 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -77,7 +77,7 @@ def spread(results: Sequence[Result], metric: str, paired: bool) -> Spread:
     It is pooled over strategies, which are taken to vary alike: three seeds of one tell so little
     of its own spread that they would make an interval twice as wide, and its width mere chance.
     """
-    factors = [[result.strategy for result in results]]
+    factors: list[list[Any]] = [[result.strategy for result in results]]
     if paired:
         factors.append([result.seed for result in results])
     levels = [

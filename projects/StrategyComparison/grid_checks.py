@@ -33,7 +33,8 @@ def check_grid(grid: Any) -> None:
         _check_names(f"datasets of {where}", "dataset", strategy.get("datasets", ()), datasets)
         _check_names(f"against of {where}", "strategy", strategy.get("against", ()), strategies)
         if "seeds" in strategy:
-            _check_seeds(f"seeds of {where}", strategy["seeds"], strategy.get("datasets", datasets))
+            own: Any = strategy.get("datasets", datasets)
+            _check_seeds(f"seeds of {where}", strategy["seeds"], own)
     for title, rows in (grid.get("tables") or {}).items():
         for row in rows.values():
             _check_names(f"table {title!r}", "strategy", row.values(), strategies)

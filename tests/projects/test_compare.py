@@ -59,6 +59,12 @@ def finish(run, ap, of_step=0.5, lines=None):
     (run.folder / "model_final.pth").touch()
 
 
+def finished(run, **kwargs):
+    """Finish a run, and read its result."""
+    finish(run, **kwargs)
+    return compare.read_result(run)
+
+
 def test_a_grid_is_run_seed_by_seed_in_folders_of_their_own(runs):
     assert [(run.seed, run.dataset, run.strategy) for run in runs] == [
         (4, "A", "plain"),
@@ -138,7 +144,7 @@ def test_one_command_goes_on_with_a_grid_and_writes_table_and_picture(
 
     def train(run, threads):
         trained.append(run)
-        finish(run, ap=40.0 + run.seed * (run.strategy != "plain"))
+        return finished(run, ap=40.0 + run.seed * (run.strategy != "plain"))
 
     monkeypatch.setattr(compare, "train", train)
     finish(runs[3], ap=50.0)
@@ -162,7 +168,7 @@ def test_one_command_goes_on_with_a_grid_and_writes_table_and_picture(
 def test_a_part_of_a_grid_is_trained_and_the_rest_of_the_file_kept(
     runs, grid, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(compare, "train", lambda run, threads: finish(run, ap=40.0))
+    monkeypatch.setattr(compare, "train", lambda run, threads: finished(run, ap=40.0))
     finish(runs[0], ap=50.0)
     words = ("--datasets", "B", "--strategies", "twice, x 2", "other")
     run_main(monkeypatch, grid, "--output", tmp_path / "out", *words)
@@ -191,7 +197,7 @@ def test_a_failed_run_names_its_log_and_the_others_go_on(runs, grid, tmp_path, m
     def train(run, threads):
         if run == runs[0]:
             raise RuntimeError("the first failed")
-        finish(run, ap=40.0)
+        return finished(run, ap=40.0)
 
     monkeypatch.setattr(compare, "train", train)
     with pytest.raises(SystemExit, match="the first failed"):
@@ -229,7 +235,7 @@ def test_a_run_of_a_few_steps_is_reported_without_time_or_says_that_it_found_not
     def train(run, threads):
         if run == runs[2]:
             compare.read_result(run)
-        finish(run, ap=0, lines=[{"iteration": 3, **few}])
+        return finished(run, ap=0, lines=[{"iteration": 3, **few}])
 
     monkeypatch.setattr(compare, "train", train)
     words = ("--output", tmp_path / "out", "--datasets", "B", "--strategies", "plain")

@@ -121,6 +121,7 @@ class Frozen:
     def view(self, record: Record, training: bool) -> View:
         """The view of an image of the dataset, for training or evaluation."""
         sample = self.mapper(record)
+        assert sample is not None  # an image that cannot be read is an error
         generator = self.model.proposal_generator
         targets = sample["instances"].to(self.model.device)
         images = self.model.preprocess_image([sample])

@@ -1,3 +1,6 @@
+import functools
+
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -9,7 +12,7 @@ from pisa_d2.config import check_count, look_up
 from .non_local import NonLocalBlock
 
 
-def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(features: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     """
     Max-pool a feature map down to a size, or repeat its values up to it.
 
@@ -38,7 +41,7 @@ def balance(levels: list[Tensor], refine_level: int) -> Tensor:
         (B, C, height, width) of that level.
     """
     size = levels[refine_level].shape[-2:]
-    return sum(resize(level, size) for level in levels) / len(levels)
+    return functools.reduce(torch.add, [resize(level, size) for level in levels]) / len(levels)
 
 
 class BalancedFeaturePyramid(Backbone):

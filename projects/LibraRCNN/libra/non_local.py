@@ -46,7 +46,8 @@ class NonLocalBlock(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
         nn.init.zeros_(self.out.weight)
         for layer in (self.theta, self.g, self.out):
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """

@@ -17,7 +17,8 @@ def init_xavier(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 class SSDVGG(Backbone):
@@ -53,7 +54,8 @@ class SSDVGG(Backbone):
         for layer in self.features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
         self.l2_scale = nn.Parameter(torch.full((scaled(512),), _INITIAL_NORM))
 
         self.fc = nn.Sequential(

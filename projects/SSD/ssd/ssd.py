@@ -202,13 +202,18 @@ class SSD(DenseDetector):
             objects.append(matches + first)
             first += len(image)
         if self.ignored_ioa_thresh is not None:
-            classes = self._ignore_inside(classes, default_boxes, gt_instances)
+            thresh = self.ignored_ioa_thresh
+            classes = self._ignore_inside(classes, default_boxes, gt_instances, thresh)
         return torch.stack(classes), torch.stack(gt_boxes), torch.stack(objects)
 
     def _ignore_inside(
-        self, classes: list[Tensor], default_boxes: Tensor, gt_instances: list[Instances]
+        self,
+        classes: list[Tensor],
+        default_boxes: Tensor,
+        gt_instances: list[Instances],
+        thresh: float,
     ) -> list[Tensor]:
-        side, thresh = self.default_boxes.image_size, self.ignored_ioa_thresh
+        side = self.default_boxes.image_size
         scaled = []
         for image in gt_instances:  # regions are in pixels of the image as it came
             boxes = Boxes(default_boxes.clone())
