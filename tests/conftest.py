@@ -13,10 +13,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it patches)
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils.events import EventStorage
 from helpers import copies_to_host
 from hypothesis import settings
 from torch import Tensor
+
+from pisa_d2 import PROPOSAL_MATCHER_REGISTRY, PROPOSAL_SAMPLER_REGISTRY
 
 # The same examples on every run and machine.
 settings.register_profile("pisa_d2", derandomize=True, deadline=None, max_examples=100)
@@ -33,6 +37,25 @@ def cache_of_tests(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def registries_as_before() -> Iterator[None]:
+    """Forget what a test registers, also if it fails."""
+    mappings = [
+        DatasetCatalog.data,
+        MetadataCatalog.data,
+        PROPOSAL_MATCHER_REGISTRY._obj_map,
+        PROPOSAL_SAMPLER_REGISTRY._obj_map,
+        ROI_HEADS_REGISTRY._obj_map,
+    ]
+    before = [dict(mapping) for mapping in mappings]
+    try:
+        yield
+    finally:
+        for mapping, entries in zip(mappings, before, strict=True):
+            mapping.clear()
+            mapping.update(entries)
 
 
 class TensorAsOnGPU(Tensor):

@@ -86,6 +86,16 @@ def slow_nms_groups(
     return [heads[i] for i in range(len(scores))]
 
 
+def slow_balanced_l1(error: float, alpha: float, gamma: float, beta: float) -> tuple[float, float]:
+    """Compute the loss of an error and its derivative as in the paper."""
+    x, sign = abs(error), math.copysign(1, error)
+    b = math.exp(gamma / alpha) - 1
+    if x < beta:
+        log = math.log(b * x / beta + 1)
+        return alpha / b * (b * x + beta) * log - alpha * x, sign * alpha * log
+    return gamma * x + gamma * beta / b - alpha * beta, sign * gamma
+
+
 def slow_importance(rank: int, n_max: int, gamma: float, beta: float) -> float:
     n_max = max(n_max, 1)
     return ((1 - beta) * max(n_max - rank, 0) / n_max + beta) ** gamma

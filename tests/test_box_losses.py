@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -7,6 +5,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import slow_balanced_l1
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -115,16 +114,6 @@ BETAS = [0.05, 0.11, 0.5, 1.0, 2.0]
 SHAPES = [(0.5, 1.5), (0.2, 1.5), (1.0, 0.7)]
 
 
-def slow_balanced_l1(error: float, alpha: float, gamma: float, beta: float) -> tuple[float, float]:
-    """Compute the loss of an error and its derivative as in the paper."""
-    x, sign = abs(error), math.copysign(1, error)
-    b = math.exp(gamma / alpha) - 1
-    if x < beta:
-        log = math.log(b * x / beta + 1)
-        return alpha / b * (b * x + beta) * log - alpha * x, sign * alpha * log
-    return gamma * x + gamma * beta / b - alpha * beta, sign * gamma
-
-
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize(("alpha", "gamma"), SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -148,6 +137,17 @@ def test_balanced_l1_has_no_gradient_without_an_error_and_gamma_from_beta_on(bet
     gradients = torch.autograd.grad(losses.sum(), errors)[0]
     assert losses[0] == 0
     assert_close(gradients, torch.tensor([0, 1.5, -1.5, 1.5, -1.5]))
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_errors_too_large_for_the_inner_form_leave_no_nan_in_the_gradient(beta):
+    alpha, gamma = 0.05, 1.0  # b is 5e8: b x / beta exceeds float32
+    errors = torch.tensor([1e30, -1e30, 0.01], requires_grad=True)
+    losses = balanced_l1_loss(errors, torch.zeros(3), alpha, gamma, beta)
+    gradients = torch.autograd.grad(losses.sum(), errors)[0]
+    assert losses.isfinite().all()
+    expected = [slow_balanced_l1(x, alpha, gamma, beta)[1] for x in errors.tolist()]
+    assert_close(gradients, torch.tensor(expected))
 
 
 @pytest.mark.parametrize("beta", BETAS)

@@ -17,7 +17,7 @@ from helpers import (
 )
 from region_scenes import build, candidates, slow_classes
 
-from pisa_d2 import PROPOSAL_MATCHER_REGISTRY, PISAROIHeads
+from pisa_d2 import PISAROIHeads
 from pisa_d2.regions import warn_of_gaps
 
 pytestmark = pytest.mark.usefixtures("storage")
@@ -94,12 +94,9 @@ def test_the_matcher_in_the_documentation_ignores_by_the_center_in_any_image():
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     cfg = small_cfg(*REGIONS_ON, "MODEL.IGNORED_REGIONS.IOA_THRESH", 1.0)
     program = {"cfg": cfg, "mapper": lambda record: None}
-    try:
-        for block in blocks:
-            exec(block, program)
-        heads = build_model(cfg).roi_heads
-    finally:
-        PROPOSAL_MATCHER_REGISTRY._obj_map.pop("CenterMatcher", None)
+    for block in blocks:
+        exec(block, program)
+    heads = build_model(cfg).roi_heads
     region = [40, 20, 90, 80]
     for num_objects in (3, 0):
         [sample] = with_regions(random_batch([num_objects]), [region])

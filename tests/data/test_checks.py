@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 from PIL import Image
@@ -28,13 +28,6 @@ def folder(tmp_path):
     for i in range(3):
         Image.new("RGB", (100, 80)).save(tmp_path / f"{i}.jpg")
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def unregister():
-    yield
-    DatasetCatalog.pop(NAME, None)
-    MetadataCatalog.pop(NAME, None)
 
 
 def annotation(box=(10, 10, 30, 20), **others):

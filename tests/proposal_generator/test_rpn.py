@@ -135,10 +135,7 @@ def test_a_sampler_of_ones_own_sees_the_anchors():
             sizes = candidates.boxes[:, 2:] - candidates.boxes[:, :2]
             return sizes.prod(dim=1).argsort(descending=True)[:num]
 
-    try:
-        rpn = build(*OURS, NEGATIVE, "LargestAnchors")
-    finally:
-        del PROPOSAL_SAMPLER_REGISTRY._obj_map["LargestAnchors"]
+    rpn = build(*OURS, NEGATIVE, "LargestAnchors")
     anchors, [target] = anchors_and_targets([0])
     [labels], _ = rpn.label_and_sample_anchors(anchors, [target])
     areas = Boxes.cat(anchors).area()
