@@ -1,17 +1,20 @@
 """
-``digits_train`` and ``digits_val``, a small detection dataset that needs no download.
+``digits_train`` and ``digits_val``, a small detection dataset that needs no download, and
+``digits_easy_train`` and ``digits_easy_val``, which a detector learns sooner.
 
-The handwritten digits of scikit-learn (``load_digits``, 1797 scans of 8x8) are drawn in ink, at
-many sizes and partly over one another, on crops of its two photographs. The splits share no scan
-and no part of a photograph: val gets every fifth scan of a class and the right 240 of a
-photograph's 640 columns. The dataset is made on first use, in seconds, or in advance by
-``python -m pisa_d2.data.digits``.
+The handwritten digits of scikit-learn (``load_digits``, 1797 scans of 8x8) are drawn in ink on
+crops of its two photographs: at many sizes and partly over one another, or with ``easy`` fewer,
+larger and in stronger ink. The splits share no scan and no part of a photograph: val gets every
+fifth scan of a class and the right 240 of a photograph's 640 columns. A dataset is made on first
+use, in seconds; ``python -m pisa_d2.data.digits`` makes ``digits`` in advance.
 
 Photographs: china.jpg by danielbuechele, flower.jpg by vultilion, both CC BY 2.0.
 """
 
 import argparse
+import dataclasses
 import functools
+import itertools
 import json
 import logging
 import os
@@ -68,7 +71,9 @@ def _read_sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     return scans.reshape(-1, 8, 8), labels, photos
 
 
-def _write_split(folder: Path, split: str, settings: dict[str, int], progress: bool) -> None:
+def _write_split(
+    folder: Path, split: str, settings: dict[str, int], style: drawing.Style, progress: bool
+) -> None:
     scans, labels, photos = _read_sources()
     sources = split_sources(labels, settings["seed"])[split]
     views = [Image.fromarray(photo[:, _SPLITS[split]]) for photo in photos]
@@ -79,10 +84,10 @@ def _write_split(folder: Path, split: str, settings: dict[str, int], progress: b
     for image_id in tqdm(image_ids, desc=f"digits {split}", disable=not progress):
         # One generator per image: a larger dataset begins with the images of a smaller one.
         rng = np.random.default_rng((settings["seed"], list(_SPLITS).index(split), image_id))
-        digits = drawing.place_digits(scans, sources, rng, settings["max_digits"])
+        digits = drawing.place_digits(scans, sources, rng, style)
         background = drawing.crop_photo(views[rng.integers(len(views))], rng)
         file_name = f"{image_id:06d}.jpg"
-        image = Image.fromarray(drawing.paint_digits(background, digits, rng))
+        image = Image.fromarray(drawing.paint_digits(background, digits, rng, style))
         image.save(folder / split / file_name, quality=95)
         size = {"width": drawing.WIDTH, "height": drawing.HEIGHT}
         images.append({"id": image_id, "file_name": file_name, **size})
@@ -115,7 +120,7 @@ def _json_file(folder: Path, split: str) -> Path:
     return folder / "annotations" / f"instances_{split}.json"
 
 
-def _build(folder: Path, settings: dict[str, int], progress: bool) -> None:
+def _build(folder: Path, settings: dict[str, int], style: drawing.Style, progress: bool) -> None:
     """Write everything into a folder next to ``folder``, then move it into place as a whole."""
     root = folder.parent
     try:
@@ -130,7 +135,7 @@ def _build(folder: Path, settings: dict[str, int], progress: bool) -> None:
     with scratch as name:
         made = Path(name) / folder.name
         for split in _SPLITS:
-            _write_split(made, split, settings, progress)
+            _write_split(made, split, settings, style, progress)
         try:
             made.rename(folder)
         except OSError:
@@ -143,21 +148,23 @@ def make_digits(
     num_train: int = 600,
     num_val: int = 150,
     seed: int = 0,
-    max_digits: int = drawing.MAX_DIGITS,
+    max_digits: int | None = None,
     progress: bool = False,
+    easy: bool = False,
 ) -> Path:
     """
-    Make the dataset in ``<root>/digits``, unless it already exists. The same arguments give the
-    same bytes, with the same versions of NumPy, Pillow and scikit-learn. The folder appears
-    complete or not at all, even if several processes make it at once.
+    Make the dataset in ``<root>/digits`` or ``<root>/digits_easy``, unless it already exists. The
+    same arguments give the same bytes, with the same versions of NumPy, Pillow and scikit-learn.
+    The folder appears complete or not at all, even if several processes make it at once.
 
     Args:
         root: the folder of the datasets.
         num_train, num_val: number of images, at least 1.
         seed: seed of all random choices, at least 0.
-        max_digits: the largest number of digits per image, at least 1; with 1 or 2, most of an
-            image is background.
+        max_digits: the largest number of digits per image, at least 1; 9 by default, or 5 with
+            ``easy``. With 1 or 2, most of an image is background.
         progress: whether to show a progress bar.
+        easy: whether to draw fewer digits, larger, apart and in stronger ink.
 
     Returns:
         The folder, with ``train/*.jpg`` and ``val/*.jpg`` and, in COCO's format,
@@ -169,19 +176,22 @@ def make_digits(
         FileExistsError: the folder exists and was made with different arguments.
         OSError: ``root`` cannot be written to.
     """
+    style = drawing.EASY if easy else drawing.Style()
+    if max_digits is not None:
+        style = dataclasses.replace(style, max_digits=max_digits)
     settings = {
         "num_train": num_train,
         "num_val": num_val,
         "seed": seed,
-        "max_digits": max_digits,
+        "max_digits": style.max_digits,
     }
-    if num_train < 1 or num_val < 1 or seed < 0 or max_digits < 1:
+    if num_train < 1 or num_val < 1 or seed < 0 or style.max_digits < 1:
         raise ValueError(
             f"Need num_train >= 1, num_val >= 1, seed >= 0 and max_digits >= 1, not {settings}."
         )
-    folder = Path(root).expanduser() / "digits"
+    folder = Path(root).expanduser() / _name(easy)
     if not folder.exists():
-        _build(folder, settings, progress)
+        _build(folder, settings, style, progress)
     try:
         found = json.loads(_json_file(folder, "val").read_text())["info"]
     except (OSError, ValueError, KeyError):
@@ -193,25 +203,33 @@ def make_digits(
     return folder
 
 
-def _load(folder: Path, split: str) -> list[dict[str, Any]]:
+def _name(easy: bool) -> str:
+    return "digits_easy" if easy else "digits"
+
+
+def _load(root: Path, easy: bool, split: str) -> list[dict[str, Any]]:
+    folder = root / _name(easy)
     if not folder.exists():  # a folder made in advance may have any number of images
-        make_digits(folder.parent)
-    return load_coco_json(str(_json_file(folder, split)), str(folder / split), f"digits_{split}")
+        make_digits(root, easy=easy)
+    name = f"{folder.name}_{split}"
+    return load_coco_json(str(_json_file(folder, split)), str(folder / split), name)
 
 
 def register_digits(root: str | os.PathLike, replace: bool = True) -> None:
     """
     Register ``digits_train`` and ``digits_val``, which are read from ``<root>/digits`` and made
-    there when they are first loaded. Registered names are replaced, or kept with ``replace=False``.
+    there when they are first loaded, and ``digits_easy_train`` and ``digits_easy_val`` likewise.
+    Registered names are replaced, or kept with ``replace=False``.
 
     The first load makes the file that the metadata's ``json_file`` names and COCOEvaluator reads.
     That is early enough: ``DefaultTrainer.test`` builds its data loader before its evaluator.
     """
-    folder = Path(root).expanduser() / "digits"
-    for split in _SPLITS:
+    root = Path(root).expanduser()
+    for easy, split in itertools.product((False, True), _SPLITS):
+        folder = root / _name(easy)
         register_dataset(
-            f"digits_{split}",
-            functools.partial(_load, folder, split),
+            f"{folder.name}_{split}",
+            functools.partial(_load, root, easy, split),
             replace,
             thing_classes=list(CLASSES),
             evaluator_type="coco",
@@ -234,7 +252,7 @@ def main() -> None:
     parser.add_argument(
         "--max-digits",
         type=int,
-        default=drawing.MAX_DIGITS,
+        default=drawing.Style.max_digits,
         help="largest number per image (%(default)s); with 1 or 2, most of it is background",
     )
     args = parser.parse_args()

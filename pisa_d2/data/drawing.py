@@ -1,5 +1,5 @@
 """
-Drawing of the images of the ``digits`` dataset: the place, the visible part and the ink of digits.
+Drawing of the images of the digits datasets: the place, the visible part and the ink of digits.
 
 Shapes and units in this module:
 
@@ -17,14 +17,33 @@ from PIL import Image
 WIDTH, HEIGHT = 256, 192
 
 INK = 0.25  # opacity from which a pixel counts as ink, for boxes and for visibility
-MIN_VISIBLE = 0.7  # least share of a digit's ink that others do not cover
-MAX_IOU = 0.4  # largest IoU of two digits' boxes
-MAX_DIGITS = 9  # largest number to place in an image, which may not have room for all
 
 _CROP_WIDTHS = (120, 240)  # columns of a photograph that are resized to W
-_SIZES = (20, 128)  # nominal height of a digit in pixels: from COCO's small to its large
 _EMPTY = 0.04  # share of images without digits
-_CONTRASTS = (90, 190)  # grey levels between the ink and the mean of its background
+
+
+@dataclass(frozen=True)
+class Style:
+    """
+    The look of a dataset's digits. By default they range from COCO's small to its large objects,
+    partly over one another, some of them faint.
+
+    Attributes:
+        max_digits: the largest number to place in an image, which may not have room for all.
+        sizes: the range of the nominal height of a digit, in pixels.
+        contrasts: the range of the grey levels between the ink and the mean of its background.
+        min_visible: the least share of a digit's ink that others do not cover.
+        max_iou: the largest IoU of two digits' boxes.
+    """
+
+    max_digits: int = 9
+    sizes: tuple[int, int] = (20, 128)
+    contrasts: tuple[int, int] = (90, 190)
+    min_visible: float = 0.7
+    max_iou: float = 0.4
+
+
+EASY = Style(max_digits=5, sizes=(44, 112), contrasts=(120, 220), min_visible=0.9, max_iou=0.15)
 
 
 @dataclass(frozen=True)
@@ -92,15 +111,15 @@ def topmost(digits: list[Digit]) -> np.ndarray:
     return owner
 
 
-def _is_legible(digits: list[Digit]) -> bool:
+def _is_legible(digits: list[Digit], style: Style) -> bool:
     owner = topmost(digits)
     boxes = []
     for index, digit in enumerate(digits):
         visible = owner[digit.window] == index
-        if visible.sum() < MIN_VISIBLE * (digit.opacity >= INK).sum():
+        if visible.sum() < style.min_visible * (digit.opacity >= INK).sum():
             return False
         boxes.append(np.add(ink_box(visible), (digit.x, digit.y) * 2))
-    return all(_iou(a, b) <= MAX_IOU for i, a in enumerate(boxes) for b in boxes[:i])
+    return all(_iou(a, b) <= style.max_iou for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -113,7 +132,7 @@ def place_digits(
     scans: np.ndarray,
     sources: np.ndarray,
     rng: np.random.Generator,
-    max_digits: int = MAX_DIGITS,
+    style: Style,
 ) -> list[Digit]:
     """
     Place random digits in an image, all inside it and none mostly covered.
@@ -121,8 +140,8 @@ def place_digits(
     Args:
         scans: (1797, 8, 8), ink from 0 to 16.
         sources: indices of the scans to choose from.
-        max_digits: the largest number to place, at least 1. The smallest is a third of it, rounded
-            down, but at least 1; there may not be room for all.
+        style: its ``max_digits`` also sets the smallest number: a third of it, rounded down, but
+            at least 1.
 
     Returns:
         The digits, the lowest layer first.
@@ -130,16 +149,16 @@ def place_digits(
     digits: list[Digit] = []
     if rng.random() < _EMPTY:
         return digits
-    count = rng.integers(max(max_digits // 3, 1), max_digits, endpoint=True)
+    count = rng.integers(max(style.max_digits // 3, 1), style.max_digits, endpoint=True)
     for source in rng.choice(sources, count):
-        size = np.exp(rng.uniform(*np.log(_SIZES)))  # as many of 20 to 40 as of 40 to 80
+        size = np.exp(rng.uniform(*np.log(style.sizes)))  # as many of 20 to 40 as of 40 to 80
         opacity = draw_digit(scans[source], size, angle=rng.uniform(-15, 15))
         height, width = opacity.shape
         for _ in range(20):
             x = int(rng.integers(WIDTH - width, endpoint=True))
             y = int(rng.integers(HEIGHT - height, endpoint=True))
             candidate = [*digits, Digit(int(source), opacity, x, y)]
-            if _is_legible(candidate):
+            if _is_legible(candidate, style):
                 digits = candidate
                 break
     return digits
@@ -164,7 +183,7 @@ def crop_photo(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
 
 
 def paint_digits(
-    background: np.ndarray, digits: list[Digit], rng: np.random.Generator
+    background: np.ndarray, digits: list[Digit], rng: np.random.Generator, style: Style
 ) -> np.ndarray:
     """
     Paint digits over a background in dark or light ink, some of them faint.
@@ -179,7 +198,7 @@ def paint_digits(
     for digit in digits:
         below = image[digit.window]
         mean = below.mean()
-        contrast = rng.uniform(*_CONTRASTS) * rng.choice([-1, 1])
+        contrast = rng.uniform(*style.contrasts) * rng.choice([-1, 1])
         if not 0 <= mean + contrast <= 255:
             contrast = -contrast  # light ink on a light sky would not show
         colour = np.clip(mean + contrast + rng.normal(0, 20, size=3), 0, 255)

@@ -20,6 +20,15 @@ from pisa_d2.data.digits import make_digits, register_digits, split_sources
 datasets = pytest.importorskip("sklearn.datasets")
 
 SMALL = {"num_train": 12, "num_val": 5, "seed": 3}
+# Scan, left and upper edge, height and width of the digits of an image.
+SCENE = [
+    (484, 144, 81, (109, 79)),
+    (553, 159, 37, (57, 39)),
+    (73, 197, 95, (20, 15)),
+    (135, 6, 10, (79, 53)),
+    (29, 94, 55, (55, 33)),
+    (314, 6, 88, (24, 17)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +36,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_digits(tmp_path_factory.mktemp("data"), **SMALL)
 
 
-@pytest.fixture(scope="module")
-def scenes() -> list[list[drawing.Digit]]:
-    """Place the digits of 60 images."""
+def place(num_images: int, style: drawing.Style, seed: int = 0) -> list[list[drawing.Digit]]:
+    """Place the digits of images."""
     scans, labels = datasets.load_digits(return_X_y=True)
     sources = np.arange(len(labels))
-    rng = np.random.default_rng(0)
-    return [drawing.place_digits(scans.reshape(-1, 8, 8), sources, rng) for _ in range(60)]
+    rng = np.random.default_rng(seed)
+    scans = scans.reshape(-1, 8, 8)
+    return [drawing.place_digits(scans, sources, rng, style) for _ in range(num_images)]
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[list[drawing.Digit]]:
+    return place(60, drawing.Style())
 
 
 @pytest.fixture
@@ -80,6 +94,12 @@ def test_the_seed_decides_every_byte(folder: Path, tmp_path: Path):
     other = contents(make_digits(tmp_path / "other", **{**SMALL, "seed": 4}))
     assert other.keys() == again.keys()
     assert all(other[name] != again[name] for name in again)
+
+
+def test_the_digits_of_the_results_are_drawn_as_ever():
+    """The tables of docs/results.md are about these images."""
+    (scene,) = place(1, drawing.Style())
+    assert [(digit.source, digit.x, digit.y, digit.opacity.shape) for digit in scene] == SCENE
 
 
 def test_a_smaller_data_set_is_the_beginning_of_a_larger_one(folder: Path, tmp_path: Path):
@@ -167,11 +187,11 @@ def test_digits_overlap_but_stay_visible(scenes: list[list[drawing.Digit]]):
     for scene in scenes:
         boxes = []
         for digit, pixels in zip(scene, visible_pixels(scene), strict=True):
-            assert len(pixels) >= drawing.MIN_VISIBLE * (digit.opacity >= drawing.INK).sum()
+            assert len(pixels) >= drawing.Style.min_visible * (digit.opacity >= drawing.INK).sum()
             xs, ys = zip(*pixels, strict=True)
             boxes.append((min(xs), min(ys), max(xs) + 1, max(ys) + 1))
         overlaps += [iou(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
-    assert max(overlaps) <= drawing.MAX_IOU
+    assert max(overlaps) <= drawing.Style.max_iou
     assert sum(overlap > 0.1 for overlap in overlaps) >= 20
 
 
@@ -189,25 +209,45 @@ def test_sizes_are_small_medium_and_large_and_some_images_empty(
 
 @pytest.mark.parametrize(("most", "least"), [(1, 1), (2, 1), (9, 3)])
 def test_images_have_as_many_digits_as_asked_for(most: int, least: int):
-    scans, labels = datasets.load_digits(return_X_y=True)
-    sources = np.arange(len(labels))
-    rng = np.random.default_rng(1)
-    counts = {
-        len(drawing.place_digits(scans.reshape(-1, 8, 8), sources, rng, max_digits=most))
-        for _ in range(60)
-    }
+    counts = {len(scene) for scene in place(60, drawing.Style(max_digits=most), seed=1)}
     assert max(counts) == most
     assert {*range(least, most + 1)} <= counts <= {*range(most + 1)}
 
 
-def test_both_splits_are_registered(tmp_path: Path, catalogs: None):
+def test_easy_digits_are_few_large_and_apart():
+    scenes = place(60, drawing.EASY)
+    assert max(len(scene) for scene in scenes) == 5
+    heights, overlaps = [], []
+    for scene in scenes:
+        boxes = [drawing.ink_box(drawing.topmost(scene) == index) for index in range(len(scene))]
+        heights += [y1 - y0 for _, y0, _, y1 in boxes]
+        overlaps += [iou(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    assert min(heights) >= 32
+    assert max(overlaps) <= 0.15
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_easy"])
+def test_both_splits_are_registered(name: str, tmp_path: Path, catalogs: None):
     register_digits(tmp_path)
     for split in ("train", "val"):
-        assert f"digits_{split}" in DatasetCatalog
-        metadata = MetadataCatalog.get(f"digits_{split}")
+        assert f"{name}_{split}" in DatasetCatalog
+        metadata = MetadataCatalog.get(f"{name}_{split}")
         assert metadata.thing_classes == list("0123456789")
         assert metadata.evaluator_type == "coco"
-        assert Path(metadata.json_file).name == f"instances_{split}.json"
+        assert Path(metadata.json_file) == tmp_path / name / f"annotations/instances_{split}.json"
+
+
+def test_easy_digits_are_made_beside_the_others_and_are_other_images(
+    folder: Path, tmp_path: Path, catalogs: None
+):
+    register_digits(tmp_path)
+    records = DatasetCatalog.get("digits_easy_val")
+    assert len(records) == SMALL["num_val"]
+    assert [path.name for path in tmp_path.iterdir()] == ["digits_easy"]
+    assert make_digits(tmp_path, **SMALL, easy=True) == tmp_path / "digits_easy"
+    ours, theirs = contents(tmp_path / "digits_easy"), contents(folder)
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name] != theirs[name] for name in ours)
 
 
 def test_the_first_load_makes_what_detectron2_then_reads(tmp_path: Path, catalogs: None):
