@@ -126,9 +126,13 @@ def load(model, path, whole=False):
         ("a.pth", b"", "is not a checkpoint, or damaged"),
         ("a.pkl", b"version https://git-lfs.github.com/spec/v1", "is not a checkpoint, or damaged"),
         ("a.pkl", pickle.dumps([1, 2]), "is not a checkpoint, or damaged"),
-        ("a.pth", {"state_dict": {}, "epoch": 3}, r"holds \['state_dict', 'epoch'\]"),
-        ("a.pth", {"model": [1]}, "holds list"),
-        ("a.pth", {"conv1.weight": torch.ones(2)}, r"like \['conv1.weight'\]; here, .*'bias'"),
+        ("a.pth", {"state_dict": {}, "epoch": 3}, r"contains \['state_dict', 'epoch'\]"),
+        ("a.pth", {"model": [1]}, "contains list"),
+        (
+            "a.pth",
+            {"conv1.weight": torch.ones(2)},
+            r"like \['conv1.weight'\], the model's .*'bias'",
+        ),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path, name, content, reason):
@@ -167,7 +171,7 @@ def run_of_three_classes(tmp_path_factory):
     return folder, model, build_model(small_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 5))
 
 
-WRONG = r"model_final\.pth' cannot be loaded.*of this model.*\(4, 32\) there and \(6, 32\) here"
+WRONG = r"model_final\.pth' cannot be loaded.*different model.*\(4, 32\) there and \(6, 32\) here"
 
 
 def test_a_run_of_another_class_count_is_neither_resumed_nor_evaluated(run_of_three_classes):
@@ -203,5 +207,5 @@ def test_a_checkpoint_saved_in_parallel_is_loaded_by_the_same_names(tmp_path):
     state = {f"module.{name}": value for name, value in model.state_dict().items()}
     torch.save({"model": state}, tmp_path / "parallel.pth")
     load(model, tmp_path / "parallel.pth", whole=True)
-    with pytest.raises(ValueError, match=r"bias is \(3,\) there and \(4,\) here"):
+    with pytest.raises(ValueError, match=r"bias has the shape \(3,\) there and \(4,\) here"):
         load(nn.Linear(2, 4), tmp_path / "parallel.pth", whole=True)
