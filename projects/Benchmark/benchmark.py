@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """
-What each part of pisa_d2 costs, and how the cost grows: tables (markdown and CSV) and a plot.
+Measure the cost of each part of pisa_d2, and how it grows: tables (markdown and CSV) and a plot.
 
-Everything is measured in turn in one run. Read the ratios: times depend on the machine and on what
-else it does.
+Everything is measured in turn in one run. Read the ratios: times depend on the machine and its
+load.
 """
 
 import argparse
@@ -30,13 +30,13 @@ DIGITS = CONFIGS / "Digits/pisa_faster_rcnn_R_18_FPN.yaml"
 
 
 class Model(NamedTuple):
-    """What training steps are measured of, at which size."""
+    """A model whose training steps are measured, and the size of its batch."""
 
     name: str
     config: Path
     images: int
     size: tuple[int, int]
-    samples: int  # of an image, for the losses of the box predictor
+    samples: int  # per image, for the losses of the box predictor
 
     @property
     def size_name(self) -> str:
@@ -116,7 +116,7 @@ def measure_steps(
 
 
 def measure_data(device: str) -> dict[str, float]:
-    """Images a second of the digits data set; nothing, where it is missing and cannot be made."""
+    """Measure images per second of the digits; empty if they are missing and cannot be made."""
     cfg = benchmark_steps.setup(str(DIGITS), [], device)
     try:
         speeds = {
@@ -131,7 +131,7 @@ def measure_data(device: str) -> dict[str, float]:
 
 
 def check(rows: list[Row], device: str) -> list[str]:
-    """What exceeds its bound in bounds.yaml, a line each."""
+    """Return a line for each value that exceeds its bound in bounds.yaml."""
     bounds = yaml.safe_load((HERE / "bounds.yaml").read_text())
     failures = []
 
@@ -158,7 +158,7 @@ def check(rows: list[Row], device: str) -> list[str]:
 
 
 def added_synchronisations(rows: list[Row]) -> dict[str, int]:
-    """Waits for the GPU of a step with PISA beyond those of Detectron2's, for each model."""
+    """Count the extra waits for the GPU of a step with PISA, for each model."""
     waits = {
         (row.size, row.what): row.synchronisations
         for row in rows
@@ -175,7 +175,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=" ".join(__doc__.split()))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=20, help="%(default)s by default")
-    parser.add_argument("--full-size", action="store_true", help="as on a GPU, on a CPU too")
+    parser.add_argument(
+        "--full-size", action="store_true", help="also measure a model of full size on a CPU"
+    )
     parser.add_argument("--check", action="store_true", help="compare the ratios with bounds.yaml")
     parser.add_argument("--output", type=Path, default=Path("output/benchmark"))
     args = parser.parse_args()

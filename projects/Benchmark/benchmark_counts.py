@@ -18,7 +18,7 @@ from counted_steps import RETINANET, SAMPLING, SECTIONS, STOCK
 from counting import Counts, count
 from timing import peak_memory
 
-import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # noqa: F401  # isort: skip  (before detectron2: it patches 0.6)
 
 from detectron2.utils.events import EventStorage
 
@@ -29,7 +29,7 @@ FASTER_RCNN = HERE.parents[1] / "configs/BCCD/pisa_faster_rcnn_R_18_FPN.yaml"
 
 
 class Row(NamedTuple):
-    """What is counted of ``what``; ``added`` are operators beyond Detectron2's own."""
+    """The counts of ``what``; ``added`` is the number of operators more than Detectron2's own."""
 
     section: str
     what: str
@@ -106,7 +106,7 @@ def run(with_memory: bool = True) -> list[Row]:
 
 
 def row_of(section: str, what: str, num_images: int, own: Counts, stock: Counts) -> Row:
-    """The row of these counts beside those of Detectron2's own."""
+    """Make a row of these counts and their excess over Detectron2's own."""
     return Row(
         section,
         what,
@@ -124,7 +124,7 @@ def bounds() -> dict:
 
 
 def check(rows: list[Row]) -> list[str]:
-    """What exceeds its bound in bounds.yaml, a line each."""
+    """Return a line for each count that exceeds its bound in bounds.yaml."""
     highest = bounds()
     failures = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""How many images a second are loaded for training, detected and evaluated."""
+"""Images per second that are loaded for training, detected and evaluated."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ import time
 from itertools import islice
 from typing import Any
 
-import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # noqa: F401  # isort: skip  (before detectron2: it patches 0.6)
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
@@ -19,7 +19,7 @@ from pisa_d2.evaluation import CheckedCOCOEvaluator
 
 
 def loading(cfg: CfgNode, num_workers: int, num_images: int) -> float:
-    """Images a second out of the training loader, decoded, augmented and batched."""
+    """Measure images per second of the training loader: decoded, augmented and batched."""
     cfg = cfg.clone()
     cfg.DATALOADER.NUM_WORKERS = num_workers
     loader: Any = build_train_loader(cfg)
@@ -35,7 +35,7 @@ def loading(cfg: CfgNode, num_workers: int, num_images: int) -> float:
 
 
 def evaluating(cfg: CfgNode) -> tuple[float, float]:
-    """Images a second through an untrained detector, and through the COCO evaluator alone."""
+    """Measure images per second of an untrained detector, and of the COCO evaluator alone."""
     model = build_model(cfg).eval()
     name = cfg.DATASETS.TEST[0]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

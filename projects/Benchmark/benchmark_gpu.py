@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """
-What a GPU makes of the operators that benchmark_counts.py counts: launches, waits and milliseconds
-of each part at 2 and at 16 images, beside the counts. Needs no data and at most 10 minutes, and
+Measure on a GPU the operators that benchmark_counts.py counts: launches, waits and milliseconds of
+each part with 2 and 16 images, next to the counts. It needs no data and at most 10 minutes, and
 writes its table to output/benchmark/gpu.md.
 """
 
@@ -76,7 +76,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=" ".join(__doc__.split()))
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="%(default)s by default")
-    parser.add_argument("--minutes", type=float, default=9.0, help="begin no part after these")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="start no part after these minutes (%(default)s)"
+    )
     parser.add_argument("--output", type=Path, default=Path("output/benchmark"))
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """
-What PISA's losses cost: one batch through the losses of the box predictor and back, in turn with
-Detectron2's own losses, with PISA's and with PISA's written as loops over classes and objects.
+Measure the cost of PISA's losses: one batch through the losses of the box predictor and back, in
+turn with Detectron2's own losses, with PISA's and with PISA's written as loops over classes and
+objects.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import loops
 from timing import Timing, in_turn
 
-import pisa_d2  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # isort: skip  (before detectron2: it patches 0.6)
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -125,7 +126,7 @@ class LoopedPISA(PISAFastRCNNOutputLayers):
 
 
 class Shape(NamedTuple):
-    """Of a batch: images, samples and objects of each, and classes."""
+    """The size of a batch: images, samples and objects per image, and classes."""
 
     images: int
     samples: int
@@ -204,8 +205,8 @@ def run(shape: Shape, rounds: int, device: str) -> dict[str, Timing]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=" ".join(__doc__.split()))
     parser.add_argument("--images", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=512, help="of each image (%(default)s)")
-    parser.add_argument("--objects", type=int, default=10, help="in each image (%(default)s)")
+    parser.add_argument("--samples", type=int, default=512, help="per image (%(default)s)")
+    parser.add_argument("--objects", type=int, default=10, help="per image (%(default)s)")
     parser.add_argument("--classes", type=int, default=80, help="%(default)s by default")
     parser.add_argument("--rounds", type=int, default=30, help="%(default)s by default")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -214,7 +215,7 @@ def main() -> None:
     shape = Shape(args.images, args.samples, args.objects, args.classes)
     timings = run(shape, args.rounds, args.device)
     print(
-        f"{args.images} x {args.samples} samples, {args.objects} objects an image, {args.classes} "
+        f"{args.images} x {args.samples} samples, {args.objects} objects per image, {args.classes} "
         f"classes, forward and backward, {args.device}, torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads, median of {args.rounds}"
     )

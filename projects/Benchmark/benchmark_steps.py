@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """
-What PISA and the sampling strategies cost: whole training steps (forward, backward, optimizer) of
-one model on one batch, in turn in one run, and the additional pass of the samplers that need
-predictions by its parts.
+Measure the cost of PISA and of the sampling strategies: whole training steps (forward, backward,
+optimizer) of one model on one batch, in turn in one run, and the additional pass of the samplers
+that need predictions by its parts.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def build(cfg: CfgNode, options: list) -> nn.Module:
     if hasattr(model, "roi_heads"):
         # All proposals are taken for objects: the most that Score-HLR can have to rank.
         nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.3)
-        # Proposals are anchors then: those of an untrained R50 are boxes without area.
+        # Proposals are then the anchors; an untrained R50 would propose boxes without area.
         nn.init.zeros_(model.proposal_generator.rpn_head.anchor_deltas.weight)
     return model
 

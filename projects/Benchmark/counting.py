@@ -1,8 +1,8 @@
 """
-How many operators a call runs, and where it waits for the device.
+Count the operators that a call runs, and find where it waits for the device.
 
-An operator costs a GPU some microseconds however little it computes, and a wait keeps the host
-from handing it the next. Both are exact for a given input, and the same on every machine: calls
+An operator costs a GPU some microseconds however little it computes, and a wait keeps the host from
+issuing the next one. Both counts are exact for a given input, and the same on every machine: calls
 that take the path of a GPU (see :func:`pisa_d2.devices.as_on_gpu`) are counted on a CPU.
 """
 

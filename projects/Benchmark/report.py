@@ -1,4 +1,4 @@
-"""What benchmark.py measured: as CSV, as markdown and as a picture."""
+"""Reports of benchmark.py: CSV, markdown and a picture."""
 
 import csv
 from pathlib import Path
@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
 
 def share_of_step(rows: list[Row]) -> dict[str, float]:
-    """Time of PISA's losses beyond Detectron2's, by that of a whole step, for each model."""
+    """Return the extra time of PISA's losses as a share of a whole step, for each model."""
     seconds = {(row.section, row.size, row.what): row.seconds for row in rows}
     return {
         size: (pisa - seconds["losses", size, "Detectron2"])
@@ -62,7 +62,7 @@ def markdown(
 
 
 def parts_alone(rows: list[Row]) -> list[str]:
-    """A line for each part and size: the package's beside one bare sort and beside loops."""
+    """Return a line for each part and size: the package next to one bare sort and to loops."""
     lines = ["| part | size | ms | ratio to a sort | loops, ratio | peak memory, MB |"]
     lines.append("|---|---|---|---|---|---|")
     by_name = {(row.size, row.what): row for row in rows if row.section == "parts"}
@@ -86,7 +86,7 @@ def table(rows: list[Row]) -> list[str]:
         waits = "" if row.synchronisations is None else row.synchronisations
         cells = (f"{1e3 * row.seconds:.4g}", f"{row.ratio:.3f}", peak, waits)
         lines.append((row.size, row.what, *cells))
-    # What was not measured, such as waits for a GPU on a CPU, is no column.
+    # Columns without values, such as waits for a GPU on a CPU, are left out.
     kept = [i for i in range(len(head)) if any(line[i] != "" for line in lines)]
     texts = [" | ".join(str(line[i]) for i in kept) for line in [head, *lines]]
     return [f"| {texts[0]} |", "|" + "---|" * len(kept), *(f"| {text} |" for text in texts[1:])]
@@ -101,7 +101,7 @@ def plot(parts: list[Part], rows: list[Row], path: Path) -> None:
 
 
 def plot_growth(axes: Axes, parts: list[Part]) -> None:
-    # Of the sizes those that differ by the number of samples alone.
+    # Only the sizes that differ in nothing but the number of samples.
     sizes = {str(size) for size in SIZES[:4]} | {f"{num} boxes of an image" for num in NMS_SIZES}
     parts = sorted((p for p in parts if p.size in sizes), key=lambda p: p.samples)
     lines = [("HLR", "sort", "gray", "--")]

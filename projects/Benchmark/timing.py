@@ -35,8 +35,8 @@ def in_turn(
     functions: Mapping[str, Callable[[], object]], base: str, rounds: int, device: str
 ) -> dict[str, Timing]:
     """
-    Call all functions in each round, in another sequence each time, so that what slows the
-    machine down for a while slows all of them.
+    Call all functions in each round, in a different order each time, so that a temporary slowdown
+    of the machine affects all of them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for i in tqdm(range(rounds + 1), desc="rounds", leave=False, delay=1):
@@ -48,14 +48,14 @@ def in_turn(
     timings = {}
     for name, values in seconds.items():
         low, median, high = statistics.quantiles(values, n=4)
-        # Of each round by itself: what slows a round down cancels.
+        # Ratios within a round: a slowdown of the round cancels.
         ratios = [value / other for value, other in zip(values, seconds[base], strict=True)]
         timings[name] = Timing(low, median, high, statistics.median(ratios))
     return timings
 
 
 def peak_memory(function: Callable[[], object], device: str) -> int:
-    """Bytes that a call allocates at most, beyond what was there before it."""
+    """Return the peak of the bytes that a call allocates."""
     function()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -78,7 +78,7 @@ def peak_memory(function: Callable[[], object], device: str) -> int:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without what torch's profiler, and not Python, writes to the error stream."""
+    """Silence what torch's profiler writes to the error stream past Python."""
     stream = os.dup(2)
     with open(os.devnull, "w") as null:
         os.dup2(null.fileno(), 2)
@@ -90,13 +90,13 @@ def _silent() -> Iterator[None]:
 
 
 def count_synchronisations(function: Callable[[], object]) -> int:
-    """Copies from the GPU to the host, and other calls that wait for it, in one call."""
+    """Count the copies from the GPU to the host, and other waits for it, in one call."""
     names = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
     return _count_calls(function, names)
 
 
 def count_launches(function: Callable[[], object]) -> int:
-    """Kernels that the host launches in one call."""
+    """Count the kernels that the host launches in one call."""
     return _count_calls(function, ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel"))
 
 

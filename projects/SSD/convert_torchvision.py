@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-import pisa_d2  # noqa: F401  # isort: skip  (readies Detectron2)
+import pisa_d2  # noqa: F401  # isort: skip  (before detectron2: it patches 0.6)
 
 import torch
 from detectron2.config import get_cfg
@@ -13,13 +13,13 @@ from ssd import DefaultBoxes, add_ssd_config, convert_torchvision
 from torchvision.models import get_model_weights
 
 WEIGHTS = {"vgg16": "IMAGENET1K_FEATURES", "vgg16_bn": "IMAGENET1K_V1", "ssd300_vgg16": "COCO_V1"}
-# Of the 90 labels of COCO's images, those that have objects.
+# The labels, of COCO's 90, that have objects.
 COCO_LABELS = [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=WEIGHTS, help="what the weights are of")
+    parser.add_argument("name", choices=WEIGHTS, help="the model of the weights")
     parser.add_argument("output", type=Path, help="the checkpoint, a .pth file")
     parser.add_argument("--file", type=Path, help="torchvision's file; downloaded if not given")
     args = parser.parse_args()

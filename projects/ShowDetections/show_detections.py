@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """
-Draw what a trained detector finds beside what is really there, and print its AP. Reads the folder
-that a run of train_net.py wrote.
+Draw the detections of a trained detector next to the ground truth, and print its AP. Reads the
+folder that a run of train_net.py wrote.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # noqa: F401  # isort: skip  (before detectron2: it patches 0.6)
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -32,13 +32,20 @@ from pisa_d2.data.registered import check_registered
 from pisa_d2.engine.metrics import COCO_METRICS, read_metrics
 from pisa_d2.pictures import picture_names
 
-IOU_THRESHOLD = 0.5  # a detection is right where AP50 counts it as right
-# Ten colours that colour-blind eyes tell apart (arXiv:2107.02270), each with one that stands out
-# against it, for text and outlines.
+IOU_THRESHOLD = 0.5  # as in AP50
+# Ten colours that colour-blind people can distinguish (arXiv:2107.02270), each with a contrasting
+# one for text and outlines.
 COLORS = (
-    *(("#3f90da", "white"), ("#ffa90e", "black"), ("#bd1f01", "white"), ("#94a4a2", "black")),
-    *(("#832db6", "white"), ("#a96b59", "white"), ("#e76300", "black"), ("#b9ac70", "black")),
-    *(("#717581", "white"), ("#92dadb", "black")),
+    ("#3f90da", "white"),
+    ("#ffa90e", "black"),
+    ("#bd1f01", "white"),
+    ("#94a4a2", "black"),
+    ("#832db6", "white"),
+    ("#a96b59", "white"),
+    ("#e76300", "black"),
+    ("#b9ac70", "black"),
+    ("#717581", "white"),
+    ("#92dadb", "black"),
 )
 
 
@@ -51,7 +58,7 @@ class Box:
     label: str
     crowd: bool = False
     matched: bool = False
-    ignored: bool = False  # a detection that a crowd takes: neither right nor wrong
+    ignored: bool = False  # a detection in a crowd: neither right nor wrong
 
 
 @dataclass
@@ -110,7 +117,7 @@ def read_test_sets(output_dir: Path) -> list[str]:
 
 
 def ignores_regions(output_dir: Path) -> bool:
-    """Whether the run's objects with ``ignore: 1`` are regions to ignore, as crowds are."""
+    """Return whether the run ignores its objects with ``ignore: 1``, like crowds."""
     model = read_config(output_dir).get("MODEL", {})
     return model.get("IGNORED_REGIONS", {}).get("ENABLED", False)
 
@@ -118,12 +125,12 @@ def ignores_regions(output_dir: Path) -> bool:
 def load_pictures(output_dir: Path, num_images: int, min_score: float) -> list[Picture]:
     """
     Args:
-        num_images: how many images, taken evenly from the whole test data set.
+        num_images: number of images, spaced evenly over the test dataset.
         min_score: detections that score less are left out.
 
     Raises:
-        FileNotFoundError: a file of the run, or of the data set, is missing.
-        ValueError: the run's test data set is not known.
+        FileNotFoundError: a file of the run or of the dataset is missing.
+        ValueError: the run's test dataset is not known.
     """
     name = read_test_sets(output_dir)[-1]  # each one's results overwrite those before
     path = output_dir / "inference" / "coco_instances_results.json"
@@ -151,9 +158,9 @@ def load_pictures(output_dir: Path, num_images: int, min_score: float) -> list[P
         if result["image_id"] in results and result["score"] >= min_score:
             results[result["image_id"]].append(result)
 
-    metadata = MetadataCatalog.get(name)  # complete only after the data set was loaded
+    metadata = MetadataCatalog.get(name)  # complete only after the dataset was loaded
     names = metadata.thing_classes
-    # COCOEvaluator writes the data set's own ids where there is a mapping from them.
+    # COCOEvaluator writes the dataset's own ids if there is a mapping from them.
     class_ids = metadata.get("thing_dataset_id_to_contiguous_id", range(len(names)))
     pictures = []
     for record in records:

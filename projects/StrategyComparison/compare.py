@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """
-Train every strategy of a grid on every data set with every seed, and compare their COCO AP.
+Train every strategy of a grid on every dataset with every seed, and compare their COCO AP.
 
-A run that is done is kept, and one that was interrupted goes on from its last checkpoint when the
-same command is given again.
+Finished runs are kept, and interrupted ones continue from their last checkpoint when the command is
+repeated.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def settings(self) -> str:
-        """A digest: what was made with other settings is not the result of this run."""
+        """Return a digest, so that results of other settings are not taken for this run's."""
         words = json.dumps([self.script, self.config, self.options], sort_keys=True)
         return hashlib.sha256(words.encode()).hexdigest()[:8]
 
@@ -62,7 +62,7 @@ class Run:
 
 
 def runs_of(grid: dict[str, Any], output: Path) -> Iterator[Run]:
-    """Seed by seed, so that what is done first can be compared."""
+    """Yield the runs seed by seed, so that early results can be compared."""
 
     def seeds(strategy: dict[str, Any], dataset: str) -> list[int]:
         if dataset not in strategy.get("datasets", grid["datasets"]):
@@ -100,10 +100,10 @@ def pairs_of(grid: dict[str, Any]) -> list[Pair]:
 
 def read_result(run: Run) -> Result | None:
     """
-    The last evaluation of a run; None if it is not done.
+    Read the last evaluation of a run; None if it is not done.
 
     Raises:
-        RuntimeError: it is done, and has no AP.
+        RuntimeError: the run is done, and has no AP.
     """
     path = run.folder / "metrics.json"
     lines = read_metrics(run.folder) if path.is_file() else []
@@ -124,7 +124,7 @@ def read_result(run: Run) -> Result | None:
         strategy=run.strategy,
         seed=run.seed,
         **scores,
-        # A median, which neither an interruption nor what else the machine did can change much.
+        # A median, which interruptions and other load of the machine hardly change.
         seconds=round(of_step * lines[-1]["iteration"], 1),
         settings=run.settings,
     )
@@ -149,7 +149,7 @@ def read_results(path: Path, runs: Iterable[Run]) -> dict[Run, Result]:
         if run.settings != result.settings:
             raise ValueError(
                 f"'{path}' has a row of {run.name} that was made with other settings than the grid "
-                f"has now. Remove the row, and the folder '{run.folder}', to train anew."
+                f"has now. Remove the row and the folder '{run.folder}' to train it again."
             )
         results[run] = result
     return results
@@ -191,14 +191,14 @@ def train_all(
     runs: list[Run], wanted: list[Run], results: dict[Run, Result], path: Path, jobs: int
 ) -> list[str]:
     """
-    Train what is wanted and has no result yet, and add each result to ``results`` and the file as
-    it comes.
+    Train the wanted runs that have no result yet. Each result is added to ``results`` and to the
+    file when its run is done. If a run fails, the others continue.
 
     Args:
-        runs: the whole grid, in the sequence of the file.
+        runs: the whole grid, in the order of the file.
 
     Returns:
-        What failed, a line each: the other runs go on.
+        A line for each failed run.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     lock = threading.Lock()
@@ -230,7 +230,7 @@ def train_all(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
-    parser.add_argument("grid", type=Path, help="yaml file with data sets, seeds and strategies")
+    parser.add_argument("grid", type=Path, help="yaml file with datasets, seeds and strategies")
     parser.add_argument("--output", type=Path, help="folder of the runs (output/<grid's name>)")
     parser.add_argument(
         "--results", type=Path, help="CSV file to go on with and write (<output>/results.csv)"

@@ -1,4 +1,4 @@
-"""What the runs of a grid say: means, 95% intervals over seeds, and differences by seed."""
+"""Statistics of the runs of a grid: means, 95% intervals over seeds, and differences by seed."""
 
 import math
 import statistics
@@ -71,11 +71,12 @@ class Spread(NamedTuple):
 
 def spread(results: Sequence[Result], metric: str, paired: bool) -> Spread:
     """
-    What the mean of each strategy leaves of ``metric``; if ``paired``, less what a seed does to all
-    strategies alike. (The residuals of an analysis of variance with one or two factors.)
+    Estimate the spread of ``metric`` around the mean of each strategy; if ``paired``, also without
+    the mean effect of each seed (the residuals of an analysis of variance with one or two factors).
 
-    It is pooled over strategies, which are taken to vary alike: three seeds of one tell so little
-    of its own spread that they would make an interval twice as wide, and its width mere chance.
+    The spread is pooled over strategies, which are assumed to vary equally: three seeds of one
+    strategy say so little about its spread that intervals would be twice as wide, and their width
+    chance.
     """
     factors: list[list[Any]] = [[result.strategy for result in results]]
     if paired:
@@ -112,7 +113,7 @@ class Grid(NamedTuple):
         return list(dict.fromkeys(result.dataset for result in self.results))
 
     def runs(self, dataset: str) -> dict[str, dict[int, Result]]:
-        """The runs on a data set, by strategy and seed."""
+        """Return the runs on a dataset, by strategy and seed."""
         runs: dict[str, dict[int, Result]] = {}
         for result in self.results:
             if result.dataset == dataset:
@@ -120,7 +121,7 @@ class Grid(NamedTuple):
         return runs
 
     def beside(self, dataset: str, pair: Pair) -> list[tuple[Result, Result]]:
-        """The runs of a strategy beside those of its baseline with the same seed."""
+        """Pair the runs of a strategy with the runs of its baseline of the same seed."""
         runs = self.runs(dataset)
         of_baseline = runs.get(pair.baseline, {})
         return [
@@ -130,11 +131,11 @@ class Grid(NamedTuple):
         ]
 
     def compared(self, dataset: str) -> dict[Pair, list[tuple[Result, Result]]]:
-        """The pairs that have runs beside each other."""
+        """Return the pairs of strategies that have runs of the same seed."""
         return {pair: beside for pair in self.pairs if (beside := self.beside(dataset, pair))}
 
     def families(self, dataset: str) -> set[frozenset[str]]:
-        """Strategies that are compared with each other, directly or through others."""
+        """Return the groups of strategies that are compared, directly or through others."""
         families = {name: frozenset([name]) for name in self.runs(dataset)}
         for pair in self.compared(dataset):
             family = families[pair.strategy] | families[pair.baseline]
@@ -143,8 +144,8 @@ class Grid(NamedTuple):
 
     def spreads(self, dataset: str, paired: bool) -> dict[str, dict[str, Spread]]:
         """
-        See :func:`spread`, by strategy and metric. It is that of the strategy's family: a seed does
-        something else to another model, which would count as spread of both.
+        Return :func:`spread` by strategy and metric, over the strategy's family: a seed has
+        different effects on different models, which would count as spread of both.
         """
         of_dataset = [result for result in self.results if result.dataset == dataset]
         spreads = {}
@@ -160,7 +161,7 @@ def differences(beside: list[tuple[Result, Result]], metric: str) -> list[float]
 
 
 def markdown(grid: Grid) -> str:
-    """For each data set a table of AP, and one of the differences to the baselines."""
+    """Return a table of AP and a table of differences from the baselines for each dataset."""
     columns = " | ".join(COCO_METRICS)
     rule = "---|" * len(COCO_METRICS)
     lines = []
@@ -186,7 +187,7 @@ def markdown(grid: Grid) -> str:
                 .text(signed=True)
                 for metric in COCO_METRICS
             ]
-            # The fastest of each: what else the machine does can only slow a run down.
+            # The fastest of each: other load of the machine can only slow a run down.
             seconds, of_base = (
                 min(run.seconds for run in runs) for runs in zip(*beside, strict=True)
             )
@@ -208,7 +209,7 @@ def cross_table(
     of_runs: dict[str, dict[str, Spread]],
     of_differences: dict[str, dict[str, Spread]],
 ) -> list[str]:
-    """AP of the first strategy, and the differences of the others to it."""
+    """Return a table of the first strategy's AP and the others' differences from it."""
     first = next(iter(next(iter(rows.values())).values()))
 
     def cell(name: str) -> str:
@@ -227,7 +228,7 @@ def cross_table(
 
 
 def plot(grid: Grid, path: Path) -> None:
-    """Differences to the baselines, a panel for each metric and data set."""
+    """Draw the differences from the baselines, one panel per metric and dataset."""
     datasets = {name: compared for name in grid.datasets() if (compared := grid.compared(name))}
     if not datasets:
         return
@@ -259,7 +260,7 @@ def plot(grid: Grid, path: Path) -> None:
 def plot_difference(axes: Axes, place: int, values: list[float], spread: Spread) -> None:
     mean, half = spread.interval(values, runs_each=2)
     axes.plot(values, [place] * len(values), ".", color="lightgray")
-    # An interval that leaves 0 out is drawn in colour.
+    # An interval that excludes 0 is drawn in colour.
     color = "gray" if abs(mean) <= half else ("C0" if mean > 0 else "C3")
     length = half if math.isfinite(half) else None
     axes.errorbar(mean, place, xerr=length, fmt="o", ms=4, color=color)

@@ -1,4 +1,4 @@
-"""Finds mistakes in a grid before anything is trained."""
+"""Checks of a grid before anything is trained."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """
-Draw how the test AP and the losses of runs went over the training: whether a schedule is long
-enough. Runs need TEST.EVAL_PERIOD for more than the last point.
+Draw the test AP and the losses of runs over the iterations, to see whether a schedule is long
+enough. Without TEST.EVAL_PERIOD, a run has only its last AP.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from pisa_d2.engine.metrics import read_metrics
 
 def read_curves(folder: Path) -> dict[str, dict[int, float]]:
     """
-    "AP" and each loss by iteration, from the ``metrics.json`` of a run. Where a resumed run did
-    iterations again, the later value counts.
+    Read "AP" and each loss by iteration from the ``metrics.json`` of a run. If a resumed run
+    repeated iterations, the later values are used.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file is missing.
     """
     curves: dict[str, dict[int, float]] = {}
     for line in read_metrics(folder):

@@ -1,6 +1,6 @@
-"""What the tests of Libra R-CNN build: configs, small models and made-up pyramids."""
+"""Configs, small models and made-up pyramids for the tests of Libra R-CNN."""
 
-import pisa_d2  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # isort: skip  (before detectron2: it patches 0.6)
 
 import libra
 import torch
@@ -35,7 +35,7 @@ SMALL = [
     *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 100, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 100),
     *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 32),
 ]
-# What makes of the RetinaNet for COCO one like the small model for BCCD.
+# Overrides that make the RetinaNet for COCO as small as the model for BCCD.
 SMALL_RETINANET = [
     *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
     *("MODEL.RESNETS.NORM", "GN", "MODEL.FPN.NORM", "GN", "MODEL.BACKBONE.FREEZE_AT", 0),

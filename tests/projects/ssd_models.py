@@ -1,6 +1,6 @@
-"""What the tests of SSD build: small models, ground truths and predictions."""
+"""Small models, ground truths and predictions for the tests of SSD."""
 
-import pisa_d2  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # isort: skip  (before detectron2: it patches 0.6)
 
 import ssd
 import torch

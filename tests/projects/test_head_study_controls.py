@@ -122,7 +122,7 @@ def test_permuted_ranks_and_unranked_truth_move_the_gradient(dataset, tmp_path):
 
 @pytest.fixture
 def weighted(dataset, tmp_path):
-    """What ISR weighs in a step: the arguments of isr_weights, and the objects of the batch."""
+    """Return the arguments of isr_weights in a step, and the objects of the batch."""
     study = small_study(detector_cfg(tmp_path, dataset), tmp_path)
     batch = collate(list(study.views("train")), torch.device("cpu"))
     head = study.head("PISA", seed=1).train()

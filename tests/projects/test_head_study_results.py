@@ -1,4 +1,4 @@
-"""The printed reports of head studies are those of the committed rows."""
+"""The reports of head studies follow from the committed rows."""
 
 import csv
 import json

@@ -60,7 +60,7 @@ def slow_refine(block, x):
 
 
 def slow_pyramid(model, levels, refine_level):
-    """Of the levels (C, height, width) of one image."""
+    """Balance the levels (C, height, width) of one image."""
     size = levels[refine_level].shape[1:]
     mean = torch.stack([slow_resize(x, size) for x in levels]).mean(dim=0)
     refined = slow_refine(model.refine, mean)

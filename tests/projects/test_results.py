@@ -1,4 +1,4 @@
-"""The figures of README and docs are those of the committed runs."""
+"""The figures of README and docs follow from the committed runs."""
 
 import csv
 import re

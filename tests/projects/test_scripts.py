@@ -4,7 +4,7 @@ import sys
 import pytest
 from helpers import ROOT
 
-# With a main of their own; what else lies beside them is imported by these.
+# Scripts have a main; the modules next to them are imported by these.
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
     for path in [ROOT / "train_net.py", *ROOT.glob("projects/*/*.py")]

@@ -24,7 +24,7 @@ def load_script() -> ModuleType:
 
 show = load_script()
 
-# Category ids 7 and 3 of the data set become classes 1 and 0.
+# Category ids 7 and 3 of the dataset become classes 1 and 0.
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
 ANNOTATIONS = [
     {"image_id": 11, "category_id": 7, "bbox": [10, 20, 30, 20], "iscrowd": 0},
@@ -176,7 +176,7 @@ def test_images_are_taken_evenly(run: Path, count: int, chosen: list[int]):
 
 
 def test_of_several_test_sets_the_last_is_shown(run: Path):
-    # Each evaluation writes its results over those of the one before.
+    # Each evaluation overwrites the results of the previous one.
     write_config(run, ["unknown", "pets"])
     assert len(show.load_pictures(run, num_images=6, min_score=0.5)) == 2
     line = {"unknown/bbox/AP": 1.0, **{f"pets/bbox/{k}": v for k, v in METRICS.items()}}

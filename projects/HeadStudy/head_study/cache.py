@@ -119,7 +119,7 @@ class Frozen:
 
     @torch.no_grad()
     def view(self, record: Record, training: bool) -> View:
-        """The view of an image of the dataset, for training or evaluation."""
+        """Return the view of an image for training or evaluation."""
         sample = self.mapper(record)
         assert sample is not None  # an image that cannot be read is an error
         generator = self.model.proposal_generator

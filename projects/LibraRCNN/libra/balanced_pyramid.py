@@ -84,7 +84,7 @@ class BalancedFeaturePyramid(Backbone):
             x: (B, 3, H, W), normalised images.
 
         Returns:
-            What the pyramid returns, balanced.
+            The feature maps of the pyramid, balanced.
         """
         features = self.pyramid(x)
         mean = balance([features[name] for name in self.levels], self.refine_level)

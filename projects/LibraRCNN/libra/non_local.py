@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 def non_local(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     """
-    What each position gathers from all of its image::
+    Gather for each position from all positions of its image::
 
         y_i = sum_j softmax_j(theta_i . phi_j) g_j
 
-    With theta, phi and g linear in the features it is the embedded Gaussian form of
-    https://arxiv.org/abs/1711.07971. Takes B P^2 numbers of memory.
+    With theta, phi and g linear in the features, this is the embedded Gaussian form of
+    https://arxiv.org/abs/1711.07971. It takes B P^2 numbers of memory.
 
     Args:
         theta, phi, g: floating (B, C, P).
@@ -30,7 +30,7 @@ def non_local(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
 
 class NonLocalBlock(nn.Module):
     """
-    Adds to a feature map what :func:`non_local` gathers of it. A fresh one adds nothing: the last
+    Adds the result of :func:`non_local` to a feature map. An untrained block adds nothing: the last
     convolution starts at 0.
     """
 

@@ -23,8 +23,8 @@ def init_xavier(module: nn.Module) -> None:
 
 class SSDVGG(Backbone):
     """
-    VGG16 with atrous convolutions in the place of its first two linear layers, and the layers of
-    SSD after them.
+    VGG16 with atrous convolutions instead of its first two linear layers, and the layers of SSD
+    after them.
 
     Features, from fine to coarse: ``conv4_3`` (L2-normalised over the channels, with a learned
     scale), ``fc7`` and ``extra1``, ``extra2``, ... Those of ``features`` have the names and the

@@ -22,9 +22,8 @@ def add_ssd_config(cfg: CN) -> None:
     # Batch norm in the 13 convolutions of VGG16, for training from scratch.
     cfg.MODEL.SSD.BATCH_NORM = False
 
-    # Default boxes. One entry a feature map; SCALES has one more, with which the larger square of
-    # the last map is made.
-    # Fractions of the image's side.
+    # Default boxes. One entry per feature map; SCALES has one more, for the larger square of the
+    # last map. Fractions of the image's side.
     cfg.MODEL.SSD.SCALES = [0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05]
     # Pixels between neighbouring centres.
     cfg.MODEL.SSD.STEPS = [8, 16, 32, 64, 100, 300]
@@ -35,7 +34,7 @@ def add_ssd_config(cfg: CN) -> None:
     # A default box with an object at this IoU or above is positive, and so is the best one of each
     # object. In (0, 1].
     cfg.MODEL.SSD.IOU_THRESHOLD = 0.5
-    # Hard negative mining: how many negatives are trained on for each positive of an image. >= 0
+    # Hard negative mining: negatives per positive in each image. >= 0
     cfg.MODEL.SSD.NEGATIVES_PER_POSITIVE = 3.0
     # Where smooth L1 turns from quadratic to linear, in weighted deltas. >= 0; 0 is L1.
     cfg.MODEL.SSD.SMOOTH_L1_BETA = 1.0
@@ -46,7 +45,7 @@ def add_ssd_config(cfg: CN) -> None:
     cfg.MODEL.SSD.TOPK_CANDIDATES_TEST = 400
     cfg.MODEL.SSD.NMS_THRESH_TEST = 0.45
 
-    # What SSDMapper does to training images, beside INPUT.RANDOM_FLIP.
+    # Augmentations of SSDMapper, in addition to INPUT.RANDOM_FLIP.
     cfg.INPUT.SSD = CN()
     # Random brightness, contrast, saturation and hue.
     cfg.INPUT.SSD.PHOTOMETRIC = True

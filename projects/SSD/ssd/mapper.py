@@ -57,7 +57,7 @@ class SSDMapper:
     def __call__(self, dataset_dict: dict) -> dict:
         """
         Args:
-            dataset_dict: of one image, in Detectron2's data set format.
+            dataset_dict: one image in Detectron2's dataset format.
 
         Returns:
             The same without annotations, with "image", uint8 (3, side, side), and "instances" with

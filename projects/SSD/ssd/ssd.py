@@ -135,7 +135,7 @@ class SSD(DenseDetector):
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """See :class:`DenseDetector`."""
-        # Detections of an image that does not say its size are meant for the image as it came.
+        # Without a size in the input, detections are in pixels of the image as it was given.
         images = [x["image"] for x in batched_inputs]
         sizes = [{"height": image.shape[1], "width": image.shape[2]} for image in images]
         return super().forward([{**s, **x} for s, x in zip(sizes, batched_inputs, strict=True)])
