@@ -231,11 +231,11 @@ def sentence(found: list[Difference], about: About, num_tests: int) -> str:
     """
     family = [d for d in found if d.holm is not None]
     parts = {
-        "pays": [_named(d) for d in family if d.differs and d.interval.mean > 0],
-        "costs": [_named(d) for d in family if d.differs and d.interval.mean < 0],
-        "shows no difference": [_named(d) for d in family if not d.differs],
+        ("pays", "pay"): [_named(d) for d in family if d.differs and d.interval.mean > 0],
+        ("costs AP", "cost AP"): [_named(d) for d in family if d.differs and d.interval.mean < 0],
+        ("shows no difference", "show no difference"): [_named(d) for d in family if not d.differs],
     }
-    said = [f"{', '.join(names)} {verb}" for verb, names in parts.items() if names]
+    said = [f"{', '.join(names)} {verb[len(names) > 1]}" for verb, names in parts.items() if names]
     numbers = sorted({len(d.values) for d in family if d.values})
     runs = f"{' or '.join(map(str, numbers))} paired seeds" if numbers else "unpaired runs"
     return (
