@@ -55,7 +55,7 @@ def test_its_intervals_are_those_that_scipy_gives(report):
 
 
 def test_the_results_quote_the_reports():
-    """A difference that docs/results.md quotes stands in a report, for the dataset that it names."""
+    """A difference in docs/results.md stands in a report, for the dataset that it names."""
     text = (ROOT / "docs/results.md").read_text()
     lines: dict[str, str] = {}
     for path in REPORTS:
