@@ -10,7 +10,7 @@ from pisa_d2.reweighting import importance
 
 
 def positives(num: int, num_objects: int = 6, num_classes: int = 3, seed: int = 0):
-    """IoU, object, class and loss of positives; some IoU are equal."""
+    """Draw IoU, object, class and loss of positives; some IoU are equal."""
     generator = torch.Generator().manual_seed(seed)
     ious = torch.randint(5, 10, (num,), generator=generator) / 10
     objects = torch.randint(num_objects, (num,), generator=generator)

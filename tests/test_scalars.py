@@ -9,7 +9,7 @@ from pisa_d2.scalars import is_time, log_ignored, log_negatives, log_positives
 
 
 def logged(function, *args, iteration=19):
-    """What a function logs in an iteration, without "pisa/"."""
+    """Collect the scalars that a function logs in an iteration, without "pisa/"."""
     with EventStorage(iteration) as storage:
         function(*args)
         return {name.removeprefix("pisa/"): value for name, (value, _) in storage.latest().items()}
@@ -78,7 +78,7 @@ def test_ignored_boxes_inside_regions_are_counted_per_image():
     boxes = tensor([[0.0, 0, 10, 10], [2, 2, 8, 8], [50, 50, 60, 60]])
     batch = with_regions(random_batch([1, 1]), [[0, 0, 20, 20]], [])
     targets = [sample["instances"] for sample in batch]
-    # Of the first image, one box that is ignored lies inside the region, and one outside it.
+    # In the first image, one ignored box lies inside the region and one outside it.
     labels = [tensor([-1, 2, -1]), tensor([-1, -1, -1])]
     scalars = logged(log_ignored, "anchors", labels, [boxes, boxes], targets, 0.5)
     assert scalars == {"ignored_anchors": 0.5}

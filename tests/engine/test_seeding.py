@@ -8,7 +8,7 @@ from pisa_d2.engine.seeding import derive_seed, seeded
 
 
 def draw() -> tuple[float, float, float]:
-    """A number of each global generator."""
+    """Draw a number from each global generator."""
     return random.random(), np.random.rand(), torch.rand(1).item()
 
 
