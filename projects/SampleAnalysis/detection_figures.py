@@ -76,8 +76,7 @@ def plot_detections(
         "errors: false positives and missed objects, counted at IoU 0.5 and again at 0.75. "
         "Numbers are scores; classes are in the CSV file. Of each class those detections are "
         "drawn that score highest in the dataset, as many as it has objects. The rule shows large "
-        "differences, in either direction: these are not typical images. The authors chose theirs "
-        "by hand.",
+        "differences, in either direction: these are not typical images.",
         figure,
         Table(
             ["image", "detector", "class", "score", "x", "y", "width", "height"]

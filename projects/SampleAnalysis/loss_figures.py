@@ -113,7 +113,7 @@ def plot_lower_loss(
         "is the object whose AP (by its own boxes alone, after NMS) falls most from A to B while "
         f"its loss falls too. Right: all images; {last.num_raised:,} positives are raised, and AP "
         f"changes by {change[0]:+.1f} ({change[1]:+.1f} to {change[2]:+.1f}, 95% bootstrap "
-        "interval over images). The original has scores made up by hand for one object.",
+        "interval over images).",
         figure,
         Table(["set", "x0", "y0", "x1", "y1", "IoU", "score"], rows),
         facts,

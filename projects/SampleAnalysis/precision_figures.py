@@ -135,7 +135,7 @@ def plot_ap_revisited(
         "detections are drawn on it that score highest in the dataset, as many as it has objects. "
         f"Over all images, {above:,} of {total:,} objects "
         f"({facts['% of objects found above the highest false positive']:.1f}%) are found above "
-        "the highest false positive. The original is a sketch.",
+        "the highest false positive.",
         figure,
         Table(["of", "threshold", "right", "precision", "recall"], rows),
         facts,

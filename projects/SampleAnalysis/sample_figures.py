@@ -161,8 +161,8 @@ def plot_densities(samples: dict[str, SampleStatistics], highest: float) -> Plot
         "Density of the samples of each strategy. All are chosen among the same proposals, which "
         "include the objects' own boxes, as in training. Of positives the IoU is that of the "
         f"regressed box; left of the axis, below {LOWEST_IOU}, are these positives: {below}. "
-        "Losses beyond the axis are drawn at its ends. The original draws points where this "
-        "figure draws their density. The authors find prime negatives spread between random ones "
+        "Losses beyond the axis are drawn at its ends. The authors "
+        "find prime negatives spread between random ones "
         "(low loss, IoU near 0) and hard ones (high loss).",
         figure,
         Table(["kind", "strategy", "IoU from", "loss from", "samples"], rows),
