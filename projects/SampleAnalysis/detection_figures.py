@@ -39,7 +39,7 @@ def plot_detections(
         classes: the names of classes by the dataset's own ids.
     """
     heights = [image.shape[0] / image.shape[1] for image in images]
-    figure = Figure(figsize=(10, 4.9 * sum(heights) + 0.9), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(8.8, 4.3 * sum(heights) + 0.9), dpi=DPI, layout="constrained")
     grid = figure.subplots(len(images), 2, squeeze=False, height_ratios=heights)
     rows: list[list] = []
     facts: dict[str, float | int | str] = {"images drawn": len(images)}

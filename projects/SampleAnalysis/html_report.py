@@ -45,6 +45,9 @@ that fit and lowers the others; <b>PISA</b> (Prime Sample Attention) is both.</p
 """
 
 
+NUM_COLORS = 64
+
+
 @dataclass
 class Table:
     """Rows of texts and numbers."""
@@ -124,16 +127,16 @@ def _save(plot: Plot, folder: Path) -> str:
 
 def reduce_colors(image: Image.Image) -> Image.Image:
     """
-    Return a picture with 256 colours, a third of the size: the colours of lines as they are, which
-    cover few pixels, and the others for the photographs.
+    Return a picture with few colours, a quarter of the size: the colours of lines as they are,
+    which cover few pixels, and ``NUM_COLORS`` for the photographs.
     """
     of_maps = [[colormaps[name](i / 23)[:3] for i in range(24)] for name in ("viridis", "tab20")]
     lines = [to_rgb(color) for color in (*PALETTE, "white")] + of_maps[0] + of_maps[1]
     fixed = sorted({tuple(round(255 * part) for part in color) for color in lines})
-    number = 256 - len(fixed)
-    own = image.quantize(number).getpalette()[: 3 * number]
+    own = image.quantize(NUM_COLORS).getpalette()[: 3 * NUM_COLORS]
     palette = Image.new("P", (1, 1))
-    palette.putpalette([*own, *(part for color in fixed for part in color)])
+    # Of colours that are nearly equal, the first is taken.
+    palette.putpalette([*(part for color in fixed for part in color), *own])
     return image.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
