@@ -64,6 +64,12 @@ def parse_args() -> argparse.Namespace:
         "that add config keys",
     )
     parser.add_argument("--output", type=Path, default=Path("output/head_study"), help="folder")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help="write a checkpoint of the detector with each trained head, STRATEGY/seedN.pth",
+    )
     parser.add_argument("--report-only", action="store_true", help="report what is done already")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="config keys and values, with MODEL.WEIGHTS"
@@ -116,7 +122,12 @@ def train_all(study: Study, strategies: Strategies, results: Results, args: Any)
         A line for each run that failed; the others go on.
     """
     wanted = [(s, seed) for seed in range(1, args.seeds + 1) for s in strategies.options]
-    missing = [key for key in wanted if not results.done(*key, study.settings(key[0]))]
+    missing = [
+        key
+        for key in wanted
+        if not results.done(*key, study.settings(key[0]))
+        or ((path := study.checkpoint(*key)) and not path.exists())
+    ]
     failures = []
     threads = max(1, torch.get_num_threads() // args.processes)
     pool = ProcessPoolExecutor(

@@ -1,195 +1,74 @@
 #!/usr/bin/env python3
 """
 Draw a report on a two-stage detector: which samples each strategy trains on, what their ranks are
-worth, and, with a second checkpoint, what Prime Sample Attention changed.
+worth, and, with checkpoints of several runs, what each run did to scores, losses and AP.
 """
 
 import argparse
 import logging
+import re
 import sys
 from pathlib import Path
 
-import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # noqa: F401  # isort: skip  (before detectron2: it patches 0.6)
 
-import torch
-from coco_scores import Evaluation, class_ids, evaluate, ground_truth
-from collect import Observer
-from dataset_detections import Detections
-from detection_figures import plot_average_precision, plot_detections
-from detectron2.checkpoint import DetectionCheckpointer
+from chapters import Report
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
-from detectron2.data.detection_utils import read_image
-from detectron2.modeling import build_model
-from detectron2.structures import BoxMode
-from findings import Findings
 from html_report import Plot, write_report
-from loading import (
-    STRATEGIES,
-    dataset_of,
-    labelled_test_images,
-    rgb_image,
-    setup,
-    with_samplers,
-)
-from mistakes import describe_images, most_different
-from resampling import bootstrap
-from sample_figures import plot_densities, plot_negative_ious, plot_two_steps
-from score_figures import plot_ranks, plot_score_by_iou, plot_what_if
-from torch import nn
-from tqdm import tqdm
-from what_if import spend
-
-from pisa_d2.roi_heads import PISAMixin
-from pisa_d2.samplers import BatchSampler, build_batch_sampler
-
-DRAWN = ("random", "hard", "prime")
-NUM_PICTURES = 3
+from loading import STRATEGIES, dataset_of, setup, with_samplers
+from records import load_records, num_objects
 
 
 def make_cfg(config_file: str, options: list[str]) -> CfgNode:
-    """Of the boxes alone, with samplers that ask the box head for predictions."""
+    """The config of the boxes alone, with samplers that need the box head's predictions."""
     cfg = setup(config_file, options)
     cfg.MODEL.MASK_ON = cfg.MODEL.KEYPOINT_ON = False
-    # The report shows positives and negatives apart.
+    # The report shows positives and negatives separately.
     cfg.MODEL.ROI_HEADS.HARD_SAMPLER.JOINT = False
     return with_samplers(cfg, *STRATEGIES["hard"])
 
 
-def load(cfg: CfgNode, weights: str) -> nn.Module:
-    """
-    Raises:
-        ValueError: the model is no two-stage detector of this package.
-    """
-    model = build_model(cfg).eval()
-    if not isinstance(getattr(model, "roi_heads", None), PISAMixin):
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} with MODEL.ROI_HEADS.NAME "
-            f"{cfg.MODEL.ROI_HEADS.NAME!r} has no ROI heads with PISAMixin, whose samples could be "
-            "shown. Name the config of a two-stage detector."
-        )
-    DetectionCheckpointer(model).load(weights)
-    return model
+CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
 
-def samplers_of(cfg: CfgNode) -> dict[str, BatchSampler]:
-    return {name: build_batch_sampler(with_samplers(cfg, *STRATEGIES[name])) for name in DRAWN}
+def take_config_keys(words: list[str]) -> list[str]:
+    """Remove config keys and values, which argparse leaves in the last --run, and return them."""
+    for i, word in enumerate(words[1:], start=1):
+        if CONFIG_KEY.fullmatch(word) and not Path(word).exists():
+            keys, words[i:] = words[i:], []
+            return keys
+    return []
 
 
-def load_records(dataset: str, num_images: int | None) -> list[dict]:
-    """All images of the data set, or that many, evenly from the whole of it."""
-    records = get_detection_dataset_dicts([dataset], filter_empty=False)
-    for record in records:
-        for annotation in record.get("annotations", []):
-            # Of boxes alone; outlines would be most of the memory.
-            annotation.pop("segmentation", None)
-    num = min(num_images or len(records), len(records))
-    return [records[(2 * i + 1) * len(records) // (2 * num)] for i in range(num)]
-
-
-def easiest_to_read(records: list[dict]) -> int | str | None:
-    """
-    The image whose smallest object is the largest, of those with 2 to 5 objects; without any, that
-    with the fewest objects. None where no image has an object.
-    """
-    found: list[tuple[bool, float, int | str]] = []
-    for record in records:
-        items = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS) for a in items]
-        few = 2 <= len(boxes) <= 5
-        if boxes:
-            area = min(width * height for _, _, width, height in boxes)
-            size = area / (record["width"] * record["height"])
-            found.append((few, size if few else -len(boxes), record["image_id"]))
-    return max(found, key=lambda image: image[:2])[2] if found else None
-
-
-def observe(cfg: CfgNode, model: nn.Module, records: list[dict], first: bool) -> Findings:
-    """One pass; ``first`` for the checkpoint that figures 1 to 4 are about."""
-    isr_n = cfg.MODEL.PISA.ISR_N
-    observer = Observer(
-        *(model, samplers_of(cfg) if first else {}),
-        *(isr_n.SCORE_THRESH, isr_n.NMS_THRESH),
-        ranks_of=easiest_to_read(records) if first else None,
-        with_scored_boxes=first,
-    )
-    mapper = labelled_test_images(cfg)
-    return observer.run(mapper(r) for r in tqdm(records, desc="images", unit="image"))
-
-
-def plot_all(
-    cfg: CfgNode, dataset: str, records: list[dict], runs: dict[str, str], num_draws: int, seed: int
-) -> tuple[list[Plot], list[str]]:
-    """
-    Args:
-        runs: a checkpoint for each of one or two names.
-
-    Returns:
-        The figures, and what is left out of them.
-    """
-    metadata = MetadataCatalog.get(dataset)
-    truth = ground_truth(dataset)
-    ids = class_ids(dataset, truth)
-    image_ids = sorted({record["image_id"] for record in records})
-    names, findings = list(runs), []
-    for name, weights in runs.items():
-        torch.manual_seed(seed)
-        model = load(cfg, weights)
-        findings.append(observe(cfg, model, records, first=name == names[0]))
-        if name == names[0]:
-            predictor = model.roi_heads.box_branch.predictor
-
-    found = findings[0]
-    highest = cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0]
-    plots = [plot_negative_ious(found.samples, highest), plot_densities(found.samples, highest)]
-    left_out = []
-    if found.ranks is not None and len(found.ranks.ious):
-        image = rgb_image(found.ranks.inputs, cfg)
-        plots.append(plot_two_steps(found.ranks, image, metadata.thing_classes))
-    else:
-        left_out.append("Figure 3, the ranks of an image's positives: no image has an object.")
-
-    def evaluate_all_sizes(detections: Detections) -> Evaluation:
-        return evaluate(truth, detections, image_ids, ids, with_details=False)
-
-    outcomes = spend(found.scored_boxes, predictor, evaluate_all_sizes)
-    if len(outcomes) > 1:
-        plots.append(plot_what_if(outcomes))
-    else:
-        left_out.append("Figure 4, what a better classifier would buy: there is no positive.")
-    scores = {name: f.scores for name, f in zip(names, findings, strict=True)}
-    plots += [plot_ranks(scores), plot_score_by_iou(scores)]
+def parse_runs(parser: argparse.ArgumentParser, words: list[list[str]]) -> dict[str, list[str]]:
+    """Return the checkpoints of each run by its name."""
+    runs = {name: checkpoints for name, *checkpoints in words}
+    if len(runs) < len(words):
+        parser.error("--run: the names of runs must differ")
     if len(runs) == 1:
-        left_out.append(
-            "Figures 7 and 8, and the differences in 5 and 6: they need a second checkpoint "
-            "(--compare-with)."
-        )
-        return plots, left_out
-
-    evaluations = [evaluate(truth, f.detections, image_ids, ids) for f in findings]
-    images = [describe_images(evaluation) for evaluation in evaluations]
-    pairs = most_different(*images, NUM_PICTURES)
-    paths = {record["image_id"]: record["file_name"] for record in records}
-    pictures = [read_image(paths[pair[0].image_id], "RGB") for pair in pairs]
-    plots.append(plot_detections(pairs, pictures, names))
-    draws = bootstrap(evaluations, num_draws, seed)
-    plots.append(plot_average_precision(evaluations, draws, images, names, metadata.thing_classes))
-    return plots, left_out
+        parser.error("--run must be given twice or more: the first run is the baseline")
+    if numbers := sorted({len(checkpoints) for checkpoints in runs.values()}):
+        if numbers[0] == 0:
+            parser.error("--run needs a name and one checkpoint or more")
+        if len(numbers) > 1:
+            parser.error(f"--run: all runs must have equally many checkpoints, not {numbers}")
+    return runs
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=" ".join(__doc__.split()))
+def parse_args() -> tuple[argparse.Namespace, dict[str, list[str]]]:
+    parser = argparse.ArgumentParser(description=" ".join((__doc__ or "").split()))
     parser.add_argument("--config-file", required=True, help="of a two-stage detector")
     parser.add_argument(
-        "--compare-with",
-        metavar="CHECKPOINT",
-        help="of the same model, trained with PISA while MODEL.WEIGHTS was trained without",
-    )
-    parser.add_argument(
-        "--names", nargs=2, default=["plain", "PISA"], help="of the two (plain PISA)"
+        "--run",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="NAME_OR_CHECKPOINT",
+        help="name and checkpoints of a run, one for each seed in the same order; give it for each "
+        "run, the baseline first",
     )
     parser.add_argument("--dataset", help="registered name (the first of DATASETS.TEST)")
-    parser.add_argument("--num-images", type=int, help="this many, evenly from the data set (all)")
+    parser.add_argument("--num-images", type=int, help="this many, evenly from the dataset (all)")
     parser.add_argument("--bootstrap", type=int, default=200, help="draws (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of samplers and bootstrap")
     parser.add_argument("--output", type=Path, help="folder of the report (OUTPUT_DIR/analysis)")
@@ -198,31 +77,77 @@ def main() -> None:
     for name in ("num_images", "bootstrap"):
         if (value := getattr(args, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-    if args.names[0] == args.names[1]:
-        parser.error("--names must be two different ones")
+    args.opts = [*(take_config_keys(args.run[-1]) if args.run else []), *args.opts]
+    runs = parse_runs(parser, args.run)
+    if "MODEL.WEIGHTS" not in args.opts and not runs:
+        parser.error(
+            "name a detector with MODEL.WEIGHTS CHECKPOINT after the options, or runs with --run"
+        )
+    return args, runs
 
+
+def say_what_it_is_of(
+    plots: list[Plot], dataset: str, records: list[dict], source: str, seeds: int
+) -> None:
+    """End each caption with the dataset and the checkpoints, and add both to its numbers."""
+    images, objects = len(records), num_objects(records)
+    for plot in plots:
+        plot.explained += f" {images:,} images of {dataset} with {objects:,} objects; {source}."
+        plot.facts |= {"dataset": dataset, "images": images, "objects in the dataset": objects}
+        plot.facts |= {"made by": source, "seeds of a run": seeds}
+
+
+def main() -> None:
+    args, runs = parse_args()
     cfg = make_cfg(args.config_file, args.opts)
+    weights = cfg.MODEL.WEIGHTS if "MODEL.WEIGHTS" in args.opts else None
+    config = Path(args.config_file).name
     dataset = dataset_of(cfg, args.dataset)
-    runs = {args.names[0] if args.compare_with else "detector": cfg.MODEL.WEIGHTS}
-    if args.compare_with:
-        runs[args.names[1]] = args.compare_with
     logging.getLogger("detectron2").setLevel(logging.WARNING)
     records = load_records(dataset, args.num_images)
+    report = Report(cfg, dataset, records, args.bootstrap, args.seed)
     try:
-        plots, left_out = plot_all(cfg, dataset, records, runs, args.bootstrap, args.seed)
+        plots = []
+        if weights:
+            plots = report.of_detector(weights)
+            source = f"detector {config}, {named(weights)}"
+            say_what_it_is_of(plots, dataset, records, source, 1)
+        if runs:
+            compared = report.of_runs(runs)
+            seeds = len(next(iter(runs.values())))
+            source = f"{config}, runs {', '.join(runs)} with {seeds} checkpoint(s) each"
+            say_what_it_is_of(compared, dataset, records, source, seeds)
+            # Scores by rank and IoU are drawn once, of the runs.
+            names = {plot.name for plot in compared}
+            plots = [plot for plot in plots if plot.name not in names] + compared
+        else:
+            report.left_out.append(
+                "Differences between runs: they need checkpoints of two runs or more (--run)."
+            )
     except ValueError as error:
-        sys.exit(f"{parser.prog}: {error}")
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     facts = [
         ("config", args.config_file),
-        *((f"checkpoint: {name}", weights) for name, weights in runs.items()),
-        ("data set", f"{dataset}, {len(records)} images"),
-        ("figures 1 to 4 are of", next(iter(runs))),
+        *([("checkpoint of the detector", weights)] if weights else []),
+        *((f"checkpoints of {name}", ", ".join(paths)) for name, paths in runs.items()),
+        ("dataset", f"{dataset}: {len(records)} images, {num_objects(records)} objects"),
     ]
     if "Cascade" in cfg.MODEL.ROI_HEADS.NAME:
-        facts.append(("cascade", "figures 1 to 6 are of its first stage, 7 and 8 of the whole"))
+        facts.append(
+            (
+                "cascade",
+                "samples, ranks and scores are those of its first stage; AP revisited, "
+                "detections and AP are those of the whole",
+            )
+        )
     output = args.output or Path(cfg.OUTPUT_DIR) / "analysis"
     title = f"Samples of {Path(args.config_file).stem} on {dataset}"
-    print(write_report(output, title, facts, plots, left_out))
+    print(write_report(output, title, facts, plots, report.left_out))
+
+
+def named(weights: str) -> str:
+    """The file and its folder."""
+    return "/".join(Path(weights).parts[-2:])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 
 def show_image(axes: Axes, image: np.ndarray, alpha: float = 0.5) -> None:
@@ -49,3 +50,28 @@ def draw_boxes(
         axes.add_patch(
             Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=color, lw=width, ls=style)
         )
+
+
+def label_box(
+    axes: Axes, box: np.ndarray, shape: tuple[int, ...], text: str, color: Any, fontsize: int = 9
+) -> None:
+    """
+    Write a text above a box, or inside it at the upper border of the image.
+
+    Args:
+        box: (4,), XYXY in pixels.
+        shape: of the image, height first: the text stays inside.
+    """
+    x0, y, x1, _ = box
+    at_right = x0 > 0.6 * shape[1]
+    axes.text(
+        *(min(x1, shape[1]) if at_right else max(x0, 0), max(y, 0)),
+        text,
+        parse_math=False,
+        ha="right" if at_right else "left",
+        color=color,
+        fontsize=fontsize,
+        fontweight="bold",
+        va="top" if y < 0.05 * shape[0] else "bottom",
+        path_effects=[withStroke(linewidth=3, foreground="white")],
+    )

@@ -28,7 +28,7 @@ from pisa_d2.evaluation import coco_truth, index_coco
 SIZES = ("all", "small", "medium", "large")
 
 
-# Of an annotation; outlines would be most of the memory.
+# Fields of an annotation; outlines would take most of the memory.
 _KEPT = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
 
 
@@ -44,7 +44,7 @@ def ground_truth(dataset: str) -> COCO:
 
 
 def class_ids(dataset: str, truth: COCO) -> list[int]:
-    """The data set's own id of each contiguous class."""
+    """The dataset's own id of each contiguous class."""
     mapping = MetadataCatalog.get(dataset).get("thing_dataset_id_to_contiguous_id")
     if mapping is None:
         return sorted(truth.getCatIds())
@@ -56,6 +56,7 @@ class _Marks(NamedTuple):
     Detections of a class and a size range, highest score first; and the images that have objects.
     """
 
+    scores: np.ndarray  # float64 (D,)
     images: np.ndarray  # int32 (D,)
     right: np.ndarray  # bits of (T, D), packed along T
     wrong: np.ndarray  # the same
@@ -64,7 +65,7 @@ class _Marks(NamedTuple):
 
 
 _NOTHING = np.zeros(0, np.int32)
-_NO_MARKS = _Marks(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING)
+_NO_MARKS = _Marks(*[_NOTHING] * 6)
 
 
 @dataclass
@@ -74,15 +75,15 @@ class Evaluation:
 
     Attributes:
         truth, detections: what was evaluated.
-        image_ids: the images that count, in ascending order.
+        image_ids: the evaluated images, in ascending order.
         ids_of_classes: the dataset's own id of each contiguous class.
         thresholds, recalls: of IoU (T,), and of the precision-recall curves (R,).
-        precision: (T, R, K, A), of at most 100 detections of a class in an image; -1 where a class
+        precision: (T, R, K, A), of at most 100 detections per class and image; -1 where a class
             has no object.
         marks: of each class and size range, for :class:`Resampler`.
-        best: the detections that are looked at, by their index: in each class as many as it has
-            objects, the highest scored, so that two detectors compare whose scores mean different
-            things. Each has the ids of the objects that it matches at IoU 0.5 and at 0.75, or 0.
+        best: the index of each detection that is described: in each class the highest scored, as
+            many as the class has objects, so that detectors with different scales of scores can be
+            compared. Each has the ids of the objects that it matches at IoU 0.5 and at 0.75, or 0.
             Detections of a crowd are left out.
     """
 
@@ -105,16 +106,16 @@ def evaluate(
     with_details: bool = True,
 ) -> Evaluation:
     """
-    Evaluate one class after another: pycocotools keeps what it finds in each image for each class,
-    which for all classes at once takes gigabytes.
+    Evaluate one class after another: pycocotools keeps the matches of each image and class, which
+    take gigabytes for all classes at once.
 
     Args:
         truth: see :func:`ground_truth`.
         detections: of contiguous classes.
-        image_ids: the images that count.
+        image_ids: the evaluated images.
         ids_of_classes: the dataset's own id of each contiguous class.
-        with_details: if not, of objects of all sizes together alone, and without what
-            :class:`Resampler` and :mod:`mistakes` need.
+        with_details: also evaluate by object size, and keep the details that :class:`Resampler` and
+            :mod:`mistakes` need.
     """
     image_ids = sorted(set(image_ids))
     places = {image: place for place, image in enumerate(image_ids)}
@@ -161,7 +162,7 @@ def _evaluate_class(
     places: dict[int | str, int],
     num_sizes: int,
 ) -> COCOeval | None:
-    """Of the images that have an object or a detection of the class; None without any."""
+    """Evaluate the images with an object or a detection of the class; None without any."""
     results = [
         {
             **detection,
@@ -192,7 +193,7 @@ def _evaluate_class(
 
 
 def blocks(evaluation: COCOeval) -> Iterator[list[dict | None]]:
-    """The results of all images, for each size range."""
+    """Yield the results of all images, for each size range."""
     num_images = len(evaluation._paramsEval.imgIds)
     for start in range(0, len(evaluation.evalImgs), num_images):
         yield evaluation.evalImgs[start : start + num_images]
@@ -231,16 +232,46 @@ def _collect(
         images.append(np.full(len(result["dtScores"]), place, np.int32))
         right.append(matched & counted)
         wrong.append(~matched & counted)
-    order = np.argsort(-np.concatenate(scores), kind="mergesort")
+    all_scores = np.concatenate(scores)
+    order = np.argsort(-all_scores, kind="mergesort")
     all_right, all_wrong = (np.concatenate(x, axis=1)[:, order] for x in (right, wrong))
     counts = (all_right | all_wrong).any(axis=0)
     return _Marks(
+        all_scores[order][counts],
         np.concatenate(images)[order][counts],
         np.packbits(all_right[:, counts], axis=0),
         np.packbits(all_wrong[:, counts], axis=0),
         np.fromiter(num_objects.keys(), np.int64, len(num_objects)),
         np.fromiter(num_objects.values(), np.int64, len(num_objects)),
     )
+
+
+def scored_marks(evaluation: Evaluation, threshold: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """
+    Detections of all classes together.
+
+    Args:
+        evaluation: with details.
+        threshold: of IoU, one of ``evaluation.thresholds``.
+
+    Returns:
+        Scores (D,), highest first; whether each detection is right, bool (D,); and the number of
+        objects.
+    """
+    row = int(np.argmin(np.abs(evaluation.thresholds - threshold)))
+    of_all_sizes = evaluation.marks[:: evaluation.precision.shape[3]]
+    scores, right, total = [np.zeros(0)], [np.zeros(0, dtype=bool)], 0
+    for marks in of_all_sizes:
+        total += int(marks.num_objects.sum())
+        if len(marks.scores):
+            bits = np.unpackbits(marks.right, axis=0, count=len(evaluation.thresholds))[row]
+            wrong = np.unpackbits(marks.wrong, axis=0, count=len(evaluation.thresholds))[row]
+            counted = (bits | wrong).astype(bool)
+            scores.append(marks.scores[counted])
+            right.append(bits[counted].astype(bool))
+    all_scores, all_right = np.concatenate(scores), np.concatenate(right)
+    order = np.argsort(-all_scores, kind="stable")
+    return all_scores[order], all_right[order], total
 
 
 def average_precision(evaluation: Evaluation) -> np.ndarray:

@@ -1,39 +1,46 @@
-"""One pass of a detector over a data set."""
+"""One pass of a detector over a dataset."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from dataset_detections import Detections
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.modeling.roi_heads import CascadeROIHeads
+from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import EventStorage
 from findings import (
     IOU_EDGES,
     Findings,
-    Ranks,
+    SampledImage,
     SampleStatistics,
-    ScoredBoxes,
     ScoreStatistics,
     as_numpy,
 )
 from running_sums import cells_of
+from scenes import describe_scene, samples_of, scored_boxes, unevenness
 from spool import Spool
 from torch import Tensor, nn
 
-from pisa_d2.hlr import hierarchical_local_rank, local_rank
-from pisa_d2.ordering import at_least_float32
+from pisa_d2.hlr import hierarchical_local_rank
 from pisa_d2.ranking import ImageLayout, rank_negatives
 from pisa_d2.samplers import BatchSampler, Candidates, Quota
 from pisa_d2.samplers.candidates import is_positive
+
+# The strategies whose positives are compared in the uneven image.
+COMPARED = ("random", "IoU-balanced")
+FROZEN_PARTS = ("backbone", "proposal_generator")
 
 
 def predict_proposals(
     heads: nn.Module, features: dict[str, Tensor], proposals: Instances, target: Instances
 ) -> tuple[Candidates, tuple[Tensor, Tensor]]:
     """
-    The proposals of an image, matched as in training, with what samplers go by; and the logits and
-    deltas of the box predictor, which in a cascade is the first one.
+    Match the proposals of an image as in training, and predict what samplers need.
+
+    Returns:
+        The candidates with predictions; and the logits and deltas of the box predictor, which in
+        a cascade is the first one.
     """
     batch = heads.match([proposals], [target])
     parts: list[tuple[Tensor, Tensor]] = []
@@ -42,8 +49,12 @@ def predict_proposals(
     return batch[0], (logits, deltas)
 
 
+# Image, features and proposals of an image, by the modules that made the latter two.
+Views = dict[tuple[nn.Module, nn.Module], tuple[ImageList, dict[str, Tensor], list[Instances]]]
+
+
 class Observer:
-    """Looks at a detector that is in eval mode."""
+    """Observes a detector that is in eval mode."""
 
     def __init__(
         self,
@@ -51,57 +62,73 @@ class Observer:
         samplers: dict[str, BatchSampler],
         ranked_above: float,
         nms_thresh: float,
-        ranks_of: int | str | None = None,
+        scene_of: int | str | None = None,
         with_scored_boxes: bool = False,
     ) -> None:
         """
         Args:
             model: a GeneralizedRCNN whose heads have samplers that need predictions.
-            samplers: of the strategies whose samples are to be described.
+            samplers: of the strategies whose samples are described.
             ranked_above, nms_thresh: of Score-HLR, as in the config.
-            ranks_of: the image whose positives are to be ranked.
-            with_scored_boxes: keep what detections are made of.
+            scene_of: the image whose samples and ranks are kept.
+            with_scored_boxes: whether to keep the boxes that detections are made of.
         """
         self.model, self.samplers = model, samplers
         self.ranked_above, self.nms_thresh = ranked_above, nms_thresh
-        self.ranks_of, self.with_scored_boxes = ranks_of, with_scored_boxes
+        self.scene_of, self.with_scored_boxes = scene_of, with_scored_boxes
         samples = {name: SampleStatistics() for name in samplers}
         self.findings = Findings(samples, ScoreStatistics(), Detections(), Spool())
+        self._unevenness = (0, 0)
 
-    @torch.no_grad()
     def run(self, batches: Iterable[dict]) -> Findings:
         """
         Args:
             batches: model inputs of one image each, with instances.
         """
-        with EventStorage():
-            for inputs in batches:
-                self._look_at(inputs)
-        return self.findings
+        return observe_all([self], batches)[0]
 
-    def _look_at(self, inputs: dict) -> None:
+    def look_at(self, inputs: dict, views: Views) -> None:
+        """
+        Args:
+            inputs: of one image.
+            views: of this image, by the observers before.
+        """
         model, heads = self.model, self.model.roi_heads
-        images = model.preprocess_image([inputs])
-        features = model.backbone(images.tensor)
+        parts = model.backbone, model.proposal_generator
+        if parts not in views:
+            images = model.preprocess_image([inputs])
+            features = model.backbone(images.tensor)
+            proposals, _ = model.proposal_generator(images, features, None)
+            views[parts] = images, features, proposals
+        images, features, proposals = views[parts]
         target = inputs["instances"].to(model.device)
         if self.samplers:
             self._add_samples(inputs, features, self._propose(images, features, target), target)
-        proposals, _ = model.proposal_generator(images, features, None)
         candidates, outputs = predict_proposals(heads, features, proposals[0], target)
-        self._add_scores(candidates, outputs, proposals)
+        probs = heads.box_branch.predictor.predict_probs(outputs, proposals)[0]
+        self._add_scores(candidates, probs)
+        if self.samplers and inputs["image_id"] == self.scene_of:
+            settings = self.ranked_above, self.nms_thresh
+            self.findings.scene = describe_scene(
+                inputs, candidates, probs, heads.num_classes, *settings
+            )
         if self.with_scored_boxes:
-            scored = self._scored_boxes(inputs, candidates, outputs, proposals)
-            self.findings.scored_boxes.append(scored)
-        found, _ = heads(images, features, proposals)
+            self.findings.scored_boxes.append(
+                scored_boxes(heads, inputs, candidates, outputs, probs, proposals)
+            )
+        if isinstance(heads, CascadeROIHeads):  # later stages are still to come
+            found, _ = heads(images, features, proposals)
+        else:
+            found, _ = heads.box_branch.predictor.inference(outputs, proposals)
         found = detector_postprocess(found[0], inputs["height"], inputs["width"])
         self.findings.detections.add(found, inputs["image_id"])
 
     def _propose(
         self, images: ImageList, features: dict[str, Tensor], target: Instances
     ) -> Instances:
-        """As in training: by its limits, and with the objects among them."""
+        """Propose as in training: by its limits, and with the objects among the proposals."""
         generator = self.model.proposal_generator
-        generator.training = True  # of its parts, norms and dropout too, none is touched
+        generator.training = True  # only this flag: norms and dropout stay in eval mode
         try:
             proposals, _ = generator(images, features, [target])
         finally:
@@ -113,26 +140,27 @@ class Observer:
     def _add_samples(
         self, inputs: dict, features: dict[str, Tensor], proposals: Instances, target: Instances
     ) -> None:
-        heads = self.model.roi_heads
+        heads, findings = self.model.roi_heads, self.findings
         candidates, _ = predict_proposals(heads, features, proposals, target)
         quota = Quota(heads.batch_size_per_image, heads.positive_fraction, heads.num_classes)
+        samples = {}
         for name, sampler in self.samplers.items():
             choice = sampler([candidates], quota)[0]
             chosen = candidates.select(choice.positives), candidates.select(choice.negatives)
-            self.findings.samples[name].add(*chosen)
-        if inputs["image_id"] == self.ranks_of:
-            rows = is_positive(candidates.classes, heads.num_classes).nonzero()[:, 0]
-            self.findings.ranks = rank_positives(inputs, candidates.select(rows))
+            findings.samples[name].add(*chosen, len(target))
+            samples[name] = samples_of(*chosen, candidates, target, heads.ignored_ioa_thresh)
+        if inputs["image_id"] == self.scene_of:
+            findings.sampled = SampledImage(inputs, len(target), samples)
+        if all(name in samples for name in COMPARED):
+            uneven = unevenness(*(samples[name] for name in COMPARED), len(target))
+            if uneven > self._unevenness:
+                self._unevenness = uneven
+                of_compared = {name: samples[name] for name in COMPARED}
+                findings.uneven = SampledImage(inputs, len(target), of_compared)
 
-    def _add_scores(
-        self,
-        candidates: Candidates,
-        outputs: tuple[Tensor, Tensor],
-        proposals: list[Instances],
-    ) -> None:
+    def _add_scores(self, candidates: Candidates, probs: Tensor) -> None:
         heads, scores = self.model.roi_heads, self.findings.scores
         scores.num_images += 1
-        probs = heads.box_branch.predictor.predict_probs(outputs, proposals)[0]
         rows = is_positive(candidates.classes, heads.num_classes).nonzero()[:, 0]
         positives = candidates.select(rows)
         ious = positives.predictions.ious
@@ -143,64 +171,49 @@ class Observer:
         scores.correlation.add(as_numpy(ious), own)
 
         found = candidates.predictions
-        ranked = (candidates.classes == heads.num_classes) & (found.scores > self.ranked_above)
+        negative = candidates.classes == heads.num_classes
+        ranked = negative & (found.scores > self.ranked_above)
         layout = ImageLayout([len(ranked)], ranked.device)
         ranks = rank_negatives(found.boxes, found.scores, ranked, layout, self.nms_thresh)
         scores.negatives.add(as_numpy(ranks[ranked]), as_numpy(found.scores[ranked]))
 
-    def _scored_boxes(
-        self,
-        inputs: dict,
-        candidates: Candidates,
-        outputs: tuple[Tensor, Tensor],
-        proposals: list[Instances],
-    ) -> ScoredBoxes:
-        predictor = self.model.roi_heads.box_branch.predictor
-        num_classes, size = self.model.roi_heads.num_classes, proposals[0].image_size
-        probs = predictor.predict_probs(outputs, proposals)[0][:, :num_classes]
-        rows = is_positive(candidates.classes, num_classes).nonzero()[:, 0]
-        classes = candidates.classes[rows]
-        owners = torch.full_like(candidates.classes, -1)
-        owners[rows] = torch.arange(len(rows), device=probs.device)
-        kept = probs > predictor.test_score_thresh
-        kept[rows, classes] = True  # may be raised above it
-        of_proposals, of_classes = kept.nonzero().T
-        boxes = predictor.predict_boxes(outputs, proposals)[0].view(len(probs), -1, 4)
-        boxes = boxes.expand(-1, num_classes, 4)[of_proposals, of_classes]
-        clipped = Boxes(boxes)
-        clipped.clip(size)
-        logits = at_least_float32(outputs[0][rows])
-        own, rest = logits.gather(1, classes[:, None])[:, 0], None
-        if not getattr(predictor, "use_sigmoid_ce", False):
-            others = logits.scatter(1, classes[:, None], -torch.inf)
-            rest = others.logsumexp(dim=1)
-        # Federated loss draws the classes that count: the same for all images.
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            losses = predictor.classification_losses(logits, classes)
-        return ScoredBoxes(
-            image_id=inputs["image_id"],
-            input_size=size,
-            image_size=(inputs["height"], inputs["width"]),
-            boxes=clipped.tensor,
-            classes=of_classes,
-            scores=probs[kept],
-            owners=owners[of_proposals],
-            gt_classes=classes,
-            objects=candidates.objects[rows],
-            ious=candidates.predictions.ious[rows],
-            losses=losses,
-            own_logits=own,
-            rest_logits=rest,
-        )
+        negatives = candidates.select(negative.nonzero()[:, 0])
+        for kind, chosen in (("positives", positives), ("negatives", negatives)):
+            scores.losses[kind].add(as_numpy(chosen.predictions.cls_losses))
+            scores.ious[kind].add(as_numpy(chosen.predictions.ious))
 
 
-def rank_positives(inputs: dict, positives: Candidates) -> Ranks:
-    """The two steps to the IoU-HLR of P positives of one image."""
-    found = positives.predictions
-    ranks = (
-        local_rank(found.ious, positives.objects),
-        hierarchical_local_rank(found.ious, positives.objects, positives.classes),
+@torch.no_grad()
+def observe_all(observers: Sequence[Observer], batches: Iterable[dict]) -> list[Findings]:
+    """
+    Observe several detectors in one pass over the images.
+
+    Args:
+        batches: model inputs of one image each, with instances.
+    """
+    with EventStorage():
+        for inputs in batches:
+            views: Views = {}
+            for observer in observers:
+                observer.look_at(inputs, views)
+    return [observer.findings for observer in observers]
+
+
+def share_frozen_parts(models: Sequence[nn.Module]) -> None:
+    """
+    Let models whose backbone and proposal generator have equal weights use the same modules, so
+    that each image goes through these once.
+    """
+    for i, model in enumerate(models):
+        for earlier in models[:i]:
+            parts = [(getattr(model, n), getattr(earlier, n)) for n in FROZEN_PARTS]
+            if all(_equal(own.state_dict(), other.state_dict()) for own, other in parts):
+                for name, (_, other) in zip(FROZEN_PARTS, parts, strict=True):
+                    setattr(model, name, other)
+                break
+
+
+def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) for name, value in first.items()
     )
-    values = (found.boxes, positives.classes, positives.objects, found.ious, *ranks)
-    return Ranks(inputs, *(as_numpy(v) for v in values))

@@ -23,7 +23,7 @@ class Detections:
 
     @classmethod
     def of_results(cls, results: Iterable[dict]) -> "Detections":
-        """Of COCO results, in their sequence."""
+        """Return the detections of COCO results, in their sequence."""
         detections = cls()
         for result in results:
             detections._append(

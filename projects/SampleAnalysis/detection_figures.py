@@ -1,25 +1,27 @@
-"""Figures that compare the detections of two checkpoints."""
+"""Figures that compare the detections of two detectors."""
 
 import warnings
 from collections.abc import Callable
 
 import numpy as np
-from box_drawing import draw_boxes, show_image
+from box_drawing import draw_boxes, label_box, show_image
 from coco_scores import SIZES, Evaluation, average_precision
 from html_report import Plot, Table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from mistakes import KINDS, ImageResult, count_mistakes
-from sample_figures import BLUE, DPI, ORANGE, SKY
-from score_figures import STYLES
+from mistakes import KINDS, THRESHOLDS, ImageResult, count_mistakes
+from palette import BLUE, DPI, ORANGE, SKY
+from resampling import mean_ap
+from seeds import OverSeeds
 
-# Colour, line and words for what a detection is.
+# Colour, line and words for a detection.
 RIGHT = (BLUE, "-", "right at IoU 0.75")
 LOOSE = (SKY, "--", "right at IoU 0.5 only")
 WRONG = (ORANGE, ":", "wrong at IoU 0.5")
 LOOKS = (RIGHT, LOOSE, WRONG)
+STYLES = ((BLUE, "-"), (ORANGE, "--"))  # of the two detectors
 MISSED = {"fc": (0, 0, 0, 0.25), "ec": "black", "hatch": "//", "lw": 0.8}
 
 
@@ -27,28 +29,36 @@ def plot_detections(
     pairs: list[tuple[ImageResult, ImageResult]],
     images: list[np.ndarray],
     names: list[str],
+    classes: dict[int, str],
 ) -> Plot:
     """
     Args:
-        pairs: results of both checkpoints on some images.
-        images: these, uint8 (H, W, 3), RGB.
-        names: of the checkpoints.
+        pairs: results of both detectors on some images.
+        images: uint8 (H, W, 3), RGB, of each pair.
+        names: of the detectors.
+        classes: the names of classes by the dataset's own ids.
     """
     heights = [image.shape[0] / image.shape[1] for image in images]
-    figure = Figure(figsize=(13, 4.3 * sum(heights) + 0.8), dpi=DPI, layout="constrained")
-    grid = figure.subplots(len(images), 3, squeeze=False, height_ratios=heights)
-    rows = []
-    for axes, pair, image in zip(grid, pairs, images, strict=True):
-        show_image(axes[0], image, alpha=0.8)
-        draw_boxes(axes[0], _xyxy([o["bbox"] for o in pair[0].objects]), ["black"] * 999)
-        axes[0].set_title(f"image {pair[0].image_id}: {len(pair[0].objects)} objects", fontsize=10)
-        for panel, result, name in zip(axes[1:], pair, names, strict=True):
+    figure = Figure(figsize=(8.8, 4.3 * sum(heights) + 0.9), dpi=DPI, layout="constrained")
+    grid = figure.subplots(len(images), 2, squeeze=False, height_ratios=heights)
+    rows: list[list] = []
+    facts: dict[str, float | int | str] = {"images drawn": len(images)}
+    facts |= {f"IoU of a right detection, {i}": iou for i, iou in enumerate(THRESHOLDS, start=1)}
+    for number, (axes, pair, image) in enumerate(zip(grid, pairs, images, strict=True), start=1):
+        facts[f"image {number}"] = str(pair[0].image_id)
+        facts[f"image {number}: objects"] = len(pair[0].objects)
+        for panel, result, name in zip(axes, pair, names, strict=True):
             show_image(panel, image, alpha=0.8)
-            _draw_result(panel, result)
-            panel.set_title(f"{name}: {result.num_errors} errors", fontsize=10)
+            _draw_result(panel, result, image.shape)
+            panel.set_title(
+                f"{name}, image {result.image_id}: {result.num_errors} errors, "
+                f"{len(result.objects)} objects",
+                fontsize=10,
+            )
+            facts[f"image {number}: errors of {name}"] = result.num_errors
             rows += [
                 [
-                    *(str(result.image_id), name, d.class_id, float(d.score)),
+                    *(str(result.image_id), name, classes[d.class_id], float(d.score)),
                     *(float(round(x, 1)) for x in d.box),
                     *(int(0.5 in d.right_at), int(0.75 in d.right_at), d.mistake or ""),
                 ]
@@ -58,19 +68,22 @@ def plot_detections(
     handles.append(Patch(**MISSED, label="object missed at IoU 0.5"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return Plot(
-        "7_detections",
-        "7. Detections side by side",
+        "detections",
+        "Detections side by side",
         "Look at whether the differences are better boxes, missed objects or detections of objects "
         "that have no label.",
-        f"The {len(images)} images on which the two differ most in their number of errors: false "
-        "positives and missed objects, at IoU 0.5 and at 0.75. Of each class those detections are "
-        "drawn that score highest in the data set, as many as it has objects.",
+        f"The {len(images)} images on which the two detectors differ most in their number of "
+        "errors: false positives and missed objects, counted at IoU 0.5 and again at 0.75. "
+        "Numbers are scores; classes are in the CSV file. Of each class those detections are "
+        "drawn that score highest in the dataset, as many as it has objects. The rule shows large "
+        "differences, in either direction: these are not typical images.",
         figure,
         Table(
-            ["image", "checkpoint", "class id", "score", "x", "y", "width", "height"]
+            ["image", "detector", "class", "score", "x", "y", "width", "height"]
             + ["right at 0.5", "right at 0.75", "mistake"],
             rows,
         ),
+        facts,
     )
 
 
@@ -79,7 +92,7 @@ def _xyxy(boxes: list[list[float]]) -> np.ndarray:
     return np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1)
 
 
-def _draw_result(axes: Axes, result: ImageResult) -> None:
+def _draw_result(axes: Axes, result: ImageResult, shape: tuple[int, ...]) -> None:
     unfound = [
         item["bbox"]
         for item, missed in zip(result.objects, result.missed_at, strict=True)
@@ -88,8 +101,11 @@ def _draw_result(axes: Axes, result: ImageResult) -> None:
     for x, y, width, height in unfound:
         axes.add_patch(Rectangle((x, y), width, height, **MISSED))
     for color, style, _ in reversed(LOOKS):
-        chosen = [d.box for d in result.detections if _look(d.right_at)[0] == color]
-        draw_boxes(axes, _xyxy(chosen), [color] * len(chosen), [2.2] * len(chosen), style)
+        chosen = [d for d in result.detections if _look(d.right_at)[0] == color]
+        boxes = _xyxy([d.box for d in chosen])
+        draw_boxes(axes, boxes, [color] * len(boxes), [2.2] * len(boxes), style)
+        for box, detection in zip(boxes, chosen, strict=True):
+            label_box(axes, box, shape, f"{detection.score:.2f}".lstrip("0"), color, 7)
 
 
 def _look(right_at: set[float]) -> tuple[str, str, str]:
@@ -99,7 +115,7 @@ def _look(right_at: set[float]) -> tuple[str, str, str]:
 
 
 def plot_average_precision(
-    evaluations: list[Evaluation],
+    evaluations: list[list[Evaluation]],
     draws: list[np.ndarray],
     images: list[list[ImageResult]],
     names: list[str],
@@ -107,16 +123,16 @@ def plot_average_precision(
 ) -> Plot:
     """
     Args:
-        evaluations: of both checkpoints.
-        draws: AP (draws, T, K, A) of each, of resampled images.
-        images: results of each.
-        names: of the checkpoints.
+        evaluations: of the seeds of both runs.
+        draws: AP (draws, T, K, A) of both, the mean over seeds, of resampled images.
+        images: results of the first seed of both.
+        names: of the runs.
         class_names: of all classes.
     """
     figure = Figure(figsize=(13, 8), dpi=DPI, layout="constrained")
     (by_iou, by_class), (by_size, by_kind) = figure.subplots(2, 2)
-    points = [average_precision(e) for e in evaluations]
-    thresholds = evaluations[0].thresholds
+    points = [_mean(np.stack([average_precision(e) for e in seeds]), 0) for seeds in evaluations]
+    thresholds = evaluations[0][0].thresholds
     groups = {
         "IoU": _by_group(points, draws, lambda ap: _mean(ap[..., 0], -1)),
         "class": _by_group(points, draws, lambda ap: _mean(ap[..., 0], -2)),
@@ -148,6 +164,16 @@ def plot_average_precision(
         for kind in KINDS
     ]
     columns = [f"{name}{part}" for name in (*names, "difference") for part in ("", " low", " high")]
+    num_seeds = len(evaluations[0])
+    changes = _over_seeds(evaluations)
+    facts: dict[str, float | int | str] = {"seeds": num_seeds, "bootstrap draws": len(draws[0])}
+    for metric, (first, second, change) in changes.items():
+        facts[f"{names[0]}: {metric}"] = float(first.mean)
+        facts[f"{names[1]}: {metric}"] = float(second.mean)
+        facts |= change.facts(f"{names[1]} - {names[0]}: {metric}, over seeds")
+    _, _, size = groups["size"]
+    ends = zip(("", ", low", ", high"), size, strict=True)
+    facts |= {f"{names[1]} - {names[0]}: AP, over images{e}": float(v[0]) for e, v in ends}
     overall = [
         row for row in rows if row[:2] in (["size", "all"], ["IoU", "0.50"], ["IoU", "0.75"])
     ]
@@ -157,21 +183,38 @@ def plot_average_precision(
         for kind, label, *numbers in overall
     ]
     return Plot(
-        "8_average_precision",
-        "8. Where the AP comes from",
-        "Look at whether the gain grows with the IoU threshold, and at intervals of the difference "
-        "that hold 0: these images cannot tell the two apart there.",
-        f"COCO AP by pycocotools. Bands and whiskers are 95% intervals over {len(draws[0])} "
-        f"bootstrap draws of the {len(images[0])} images, the same for both. They do not hold the "
-        "spread between training runs, and are wide and lopsided where a class has so few objects "
-        "that some draws have none. False positives are those of figure 7's detections at IoU "
-        "0.5: a duplicate overlaps an object of its class that another detection took; wrong class "
-        "(IoU 0.5 or more with an object of another class); localisation (0.1 to 0.5 with one of "
-        "its own); and background.",
+        "average_precision",
+        "Where the AP comes from",
+        "Look at whether the gain grows with the IoU threshold, and at differences whose interval "
+        "holds 0: these images cannot tell the two runs apart there.",
+        f"COCO AP by pycocotools, the mean over {num_seeds} seed{'s' * (num_seeds > 1)} of each "
+        f"run. Bands and whiskers are 95% intervals over {len(draws[0])} bootstrap draws of the "
+        f"{len(images[0])} images, the same for both; they do not hold the spread between seeds, "
+        f"for which the difference in AP is {changes['AP'][2].text(1)} (Student's t, paired). "
+        "They are wide and lopsided where a class has so few objects that some draws have none. "
+        "False positives are those of the first seed, among the detections that score highest, of "
+        "each class as many as it has objects, at IoU 0.5: a duplicate overlaps an object of its "
+        "class that another detection took; wrong class (IoU 0.5 or more with an object of "
+        "another class); localisation (0.1 to 0.5 with one of its own); and background.",
         figure,
         Table(["by", "of", *columns], rows),
+        facts,
         Table(["AP", *names, "difference"], text),
     )
+
+
+def _over_seeds(
+    evaluations: list[list[Evaluation]],
+) -> dict[str, tuple[OverSeeds, OverSeeds, OverSeeds]]:
+    """AP, AP50 and AP75 of both runs and their paired difference, over seeds."""
+    found = {}
+    for name, rows in (("AP", slice(None)), ("AP50", slice(0, 1)), ("AP75", slice(5, 6))):
+        first, second = (
+            [float(mean_ap(average_precision(e)[rows])) for e in seeds] for seeds in evaluations
+        )
+        change = [b - a for a, b in zip(first, second, strict=True)]
+        found[name] = OverSeeds.of(first), OverSeeds.of(second), OverSeeds.of(change)
+    return found
 
 
 Group = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -193,7 +236,7 @@ def _by_group(
     draws: list[np.ndarray],
     reduce: Callable[[np.ndarray], np.ndarray],
 ) -> Group:
-    """Value and 95% interval of the first, the second and their difference."""
+    """Return value and 95% interval of the first, the second and their difference."""
     values = [reduce(ap) for ap in points]
     spread = [reduce(ap) for ap in draws]
     values.append(values[1] - values[0])

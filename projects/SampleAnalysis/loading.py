@@ -1,22 +1,27 @@
-"""Models and images as the scripts of this folder look at them."""
+"""Models and images for the scripts of this folder."""
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-import pisa_d2  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # isort: skip  (before detectron2: it patches 0.6)
 
 import numpy as np
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetMapper
 from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_model
+from torch import nn
 
 from pisa_d2.data import KeepRegions, register_from_config
 from pisa_d2.data.classes import take_num_classes
 from pisa_d2.data.registered import check_registered
+from pisa_d2.roi_heads import PISAMixin
+from pisa_d2.samplers import BatchSampler, build_batch_sampler
 
-# Of Detectron2 0.6's anchors; nothing that a user could mend.
+# Raised by Detectron2 0.6's anchors; users cannot act on it.
 warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
 
 PISA_HEADS = {
@@ -35,7 +40,7 @@ OVERLAP = 0.05  # IoU above which a negative is more than background
 
 
 def setup(config_file: str, options: list[str]) -> CfgNode:
-    """The config, with the heads of this package for those of Detectron2."""
+    """Read the config, with the heads of this package instead of Detectron2's."""
     cfg = get_cfg()
     pisa_d2.add_pisa_config(cfg)
     cfg.merge_from_file(config_file)
@@ -66,7 +71,7 @@ def dataset_of(cfg: CfgNode, name: str | None = None) -> str:
 
 
 def with_samplers(cfg: CfgNode, positive: str, negative: str) -> CfgNode:
-    """A copy of the config that names these samplers."""
+    """Return a copy of the config that names these samplers."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.POSITIVE_SAMPLER.NAME = positive
@@ -74,10 +79,33 @@ def with_samplers(cfg: CfgNode, positive: str, negative: str) -> CfgNode:
     return cfg
 
 
+def load_detector(cfg: CfgNode, weights: str) -> nn.Module:
+    """
+    Load a detector in eval mode.
+
+    Raises:
+        ValueError: the model is not a two-stage detector of this package.
+    """
+    model = build_model(cfg).eval()
+    if not isinstance(getattr(model, "roi_heads", None), PISAMixin):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} with MODEL.ROI_HEADS.NAME "
+            f"{cfg.MODEL.ROI_HEADS.NAME!r} has no ROI heads with PISAMixin, whose samples could be "
+            "shown. Name the config of a two-stage detector."
+        )
+    DetectionCheckpointer(model).load(weights)
+    return model
+
+
+def samplers_of(cfg: CfgNode, names: Iterable[str]) -> dict[str, BatchSampler]:
+    """Build the samplers of strategies."""
+    return {name: build_batch_sampler(with_samplers(cfg, *STRATEGIES[name])) for name in names}
+
+
 def labelled_test_images(cfg: CfgNode) -> Callable[[dict], dict]:
     """
-    Makes model inputs of records: images of test size, with their objects, and with their regions
-    to ignore where ``cfg`` has them ignored.
+    Make model inputs of records: images of test size with their objects, and with their regions to
+    ignore if ``cfg`` enables these.
     """
     resize = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     mapper = DatasetMapper(cfg, is_train=True, augmentations=[resize])
@@ -85,6 +113,6 @@ def labelled_test_images(cfg: CfgNode) -> Callable[[dict], dict]:
 
 
 def rgb_image(inputs: dict, cfg: CfgNode) -> np.ndarray:
-    """uint8 (H, W, 3), the image of the model's inputs."""
+    """Return the image of the model's inputs, uint8 (H, W, 3)."""
     image = inputs["image"].permute(1, 2, 0).numpy()
     return image[:, :, ::-1] if cfg.INPUT.FORMAT == "BGR" else image

@@ -1,4 +1,4 @@
-"""What a detector's best detections are: right, or wrong in one of four ways."""
+"""Describe a detector's best detections: right, or wrong in one of four ways."""
 
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ THRESHOLDS = (0.5, 0.75)
 
 @dataclass
 class Detection:
-    """``box`` XYWH in pixels; ``right_at`` the IoU thresholds at which it is right."""
+    """A detection: ``box`` XYWH in pixels; ``right_at`` the IoU thresholds at which it is right."""
 
     box: list[float]
     class_id: int
@@ -25,8 +25,8 @@ class Detection:
 @dataclass
 class ImageResult:
     """
-    The objects of an image and those of its detections that are looked at. ``missed_at`` has, for
-    each object, the IoU thresholds at which none of these finds it. Crowds are left out.
+    The objects and the best detections of an image. ``missed_at`` has, for each object, the IoU
+    thresholds at which none of these detections finds it. Crowds are left out.
     """
 
     image_id: int | str
@@ -42,7 +42,7 @@ class ImageResult:
 
 
 def describe_images(evaluation: Evaluation) -> list[ImageResult]:
-    """The best detections of each image, matched by pycocotools, in the sequence of the images."""
+    """Return the best detections of each image, matched by pycocotools."""
     rows = np.array(sorted(evaluation.best), dtype=np.int64)
     found: dict[int | str, list[tuple[dict, tuple[int, int]]]] = {}
     for row, result in zip(rows.tolist(), evaluation.detections.results(rows), strict=True):
@@ -69,10 +69,10 @@ def describe_images(evaluation: Evaluation) -> list[ImageResult]:
 
 def kind_of_mistake(detection: dict, objects: list[dict]) -> str:
     """
-    Of a detection that matches no object at IoU 0.5, the first that holds: ``duplicate``, it
-    overlaps one of its class by 0.5 or more, which another detection took; ``classification``, one
-    of another class by 0.5 or more; ``localisation``, one of its class by 0.1 or more; and
-    otherwise ``background``.
+    Return the kind of a detection that matches no object at IoU 0.5, the first that holds:
+    ``duplicate``, it overlaps an object of its class by 0.5 or more, which another detection took;
+    ``classification``, an object of another class by 0.5 or more; ``localisation``, an object of
+    its class by 0.1 or more; and otherwise ``background``.
     """
     ious = {True: 0.0, False: 0.0}
     if objects:
@@ -96,6 +96,6 @@ def count_mistakes(images: list[ImageResult]) -> dict[str, int]:
 def most_different(
     first: list[ImageResult], second: list[ImageResult], num: int
 ) -> list[tuple[ImageResult, ImageResult]]:
-    """The pairs whose numbers of errors differ most; of equal ones the earlier image."""
+    """Return the pairs whose numbers of errors differ most; of equal ones the earlier image."""
     pairs = list(zip(first, second, strict=True))
     return sorted(pairs, key=lambda pair: -abs(pair[0].num_errors - pair[1].num_errors))[:num]

@@ -9,8 +9,10 @@ Shape shorthand in this module:
     A: number of ranges of object size
 """
 
+import warnings
+
 import numpy as np
-from coco_scores import Evaluation
+from coco_scores import Evaluation, average_precision
 from tqdm import tqdm
 
 
@@ -55,10 +57,30 @@ class Resampler:
         return ap.reshape(num_classes, num_sizes, -1).transpose(2, 0, 1)
 
 
+def share_interval(
+    parts: np.ndarray, wholes: np.ndarray, seed: int, num_draws: int = 1000
+) -> tuple[float, float, float]:
+    """
+    Return a share with the 95% bootstrap interval over images, all in percent; NaN without any.
+
+    Args:
+        parts, wholes: integer (I,), numerator and denominator of each image.
+    """
+    num = len(parts)
+    if num == 0 or wholes.sum() == 0:
+        return (float("nan"),) * 3
+    generator = np.random.default_rng(seed)
+    counts = generator.multinomial(num, np.full(num, 1 / num), size=num_draws)
+    sums = counts @ wholes
+    shares = 100 * (counts @ parts)[sums > 0] / sums[sums > 0]
+    low, high = np.percentile(shares, [2.5, 97.5])
+    return 100 * parts.sum() / wholes.sum(), float(low), float(high)
+
+
 def bootstrap(evaluations: list[Evaluation], num_draws: int, seed: int) -> list[np.ndarray]:
     """
-    AP (draws, T, K, A) of each evaluation, over images drawn with replacement. They are the same
-    in all evaluations, so differences can be taken draw by draw.
+    Return AP (draws, T, K, A) of each evaluation over images drawn with replacement. All
+    evaluations share the draws, so differences can be taken draw by draw.
     """
     resamplers = [Resampler(evaluation) for evaluation in evaluations]
     num_images = resamplers[0].num_images
@@ -70,3 +92,20 @@ def bootstrap(evaluations: list[Evaluation], num_draws: int, seed: int) -> list[
         for counts in tqdm(draws, desc="bootstrap", delay=5)
     ]
     return [np.stack(of_one) for of_one in zip(*of_draws, strict=True)]
+
+
+def mean_ap(ap: np.ndarray) -> np.ndarray:
+    """Return the mean over IoU thresholds and classes of AP (*, T, K, A), of all object sizes."""
+    with warnings.catch_warnings():  # a draw may hold no object of a class
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(ap[..., 0], axis=(-2, -1))
+
+
+def ap_difference(
+    first: Evaluation, second: Evaluation, num_draws: int, seed: int
+) -> tuple[float, float, float]:
+    """Return the second's AP minus the first's, with its 95% bootstrap interval."""
+    drawn = [mean_ap(ap) for ap in bootstrap([first, second], num_draws, seed)]
+    point = [float(mean_ap(average_precision(e))) for e in (first, second)]
+    low, high = np.nanpercentile(drawn[1] - drawn[0], [2.5, 97.5])
+    return point[1] - point[0], float(low), float(high)

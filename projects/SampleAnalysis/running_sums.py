@@ -1,4 +1,4 @@
-"""Sums over a data set, whose size does not grow with the number of images."""
+"""Sums over a dataset, whose size does not grow with the number of images."""
 
 import numpy as np
 
@@ -9,10 +9,41 @@ class Density:
     def __init__(self, x_edges: np.ndarray, y_edges: np.ndarray) -> None:
         self.x_edges, self.y_edges = x_edges, y_edges
         self.counts = np.zeros((len(x_edges) - 1, len(y_edges) - 1), dtype=np.int64)
+        self.sums = np.zeros(2)
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.sums += x.sum(dtype=np.float64), y.sum(dtype=np.float64)
         cells = cells_of(x, self.x_edges), cells_of(y, self.y_edges)
         np.add.at(self.counts, cells, 1)
+
+    @property
+    def x_mean(self) -> float:
+        """NaN without any point."""
+        return float(self.sums[0]) / n if (n := int(self.counts.sum())) else float("nan")
+
+    @property
+    def y_mean(self) -> float:
+        """NaN without any point."""
+        return float(self.sums[1]) / n if (n := int(self.counts.sum())) else float("nan")
+
+
+class Histogram:
+    """Counts of values between edges, and their mean; values outside count in the end cells."""
+
+    def __init__(self, edges: np.ndarray) -> None:
+        self.edges = edges
+        self.counts = np.zeros(len(edges) - 1, dtype=np.int64)
+        self.sum = 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        np.add.at(self.counts, cells_of(values, self.edges), 1)
+        self.sum += float(values.sum(dtype=np.float64))
+
+    @property
+    def mean(self) -> float:
+        """NaN without any value."""
+        number = int(self.counts.sum())
+        return self.sum / number if number else float("nan")
 
 
 class Means:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Draw what each positive of one training image counts: in plain training, under ISR-P and in CARL.
+Draw the weight of each positive of one test image: in plain training, under ISR-P and in CARL.
 Reads the folder that a run of train_net.py with PISA wrote.
 """
 
@@ -8,7 +8,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # noqa: F401  # isort: skip  (before detectron2: it patches 0.6)
 
 import numpy as np
 import torch
@@ -80,9 +80,9 @@ def weigh_positives(model: torch.nn.Module, inputs: dict) -> WeightedBoxes:
 
 def draw(image: np.ndarray, positives: WeightedBoxes, path: Path) -> None:
     panels = {
-        "plain: every positive counts 1": np.ones(len(positives.boxes)),
-        "ISR-P: the best of each object count most": positives.isr_p,
-        "CARL: the surest count most in the box loss": positives.carl,
+        "plain: all positives have weight 1": np.ones(len(positives.boxes)),
+        "ISR-P: most weight for the best of each object": positives.isr_p,
+        "CARL: most weight in the box loss for the surest": positives.carl,
     }
     figure = Figure(figsize=(15, 3.8), dpi=100, layout="constrained")
     scale = ScalarMappable(Normalize(0, HIGHEST), "plasma")
@@ -100,7 +100,7 @@ def draw(image: np.ndarray, positives: WeightedBoxes, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=" ".join(__doc__.split()))
     parser.add_argument("output_dir", type=Path, help="OUTPUT_DIR of a run with PISA")
-    parser.add_argument("--image", type=int, default=0, help="index in the test data set")
+    parser.add_argument("--image", type=int, default=0, help="index in the test dataset")
     parser.add_argument("--seed", type=int, default=0, help="of the sampler")
     args = parser.parse_args()
 

@@ -10,8 +10,8 @@ T = TypeVar("T")
 
 class Spool(Generic[T]):
     """
-    Items in a temporary file, which is gone with the object: what is kept of each image of a
-    dataset may be larger than the memory.
+    Items in a temporary file, which is deleted with the object: those of all images of a dataset
+    may not fit in memory.
     """
 
     def __init__(self) -> None:

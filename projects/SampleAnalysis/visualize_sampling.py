@@ -1,18 +1,17 @@
 #!/usr/bin/env python3
 """
-Draw which proposals of an image each sampling strategy trains on, side by side, and tabulate over
-a data set what their negatives are.
+Draw the proposals of an image that each sampling strategy trains on, side by side, and tabulate
+the negatives over a dataset.
 """
 
 import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pisa_d2  # noqa: F401  # isort: skip  (before Detectron2, which it readies)
+import pisa_d2  # noqa: F401  # isort: skip  (before detectron2: it patches 0.6)
 
 import numpy as np
 import torch
-from box_drawing import draw_boxes, draw_regions, show_image
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
@@ -29,10 +28,7 @@ from loading import (
     setup,
     with_samplers,
 )
-from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
+from sampling_picture import Samples, draw_samples
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -41,21 +37,8 @@ from pisa_d2.regions import TargetsWithRegions, inside_regions
 
 
 @dataclass
-class Samples:
-    """What a strategy chose in an image: (P, 4) and (N, 4) boxes in pixels, and a number each."""
-
-    positives: np.ndarray
-    objects: np.ndarray
-    positive_ious: np.ndarray
-    negatives: np.ndarray
-    negative_ious: np.ndarray
-    regions: np.ndarray  # (M, 4), to ignore
-    num_ignored: int  # proposals inside them that may not be chosen
-
-
-@dataclass
 class Totals:
-    """The same over all images seen."""
+    """Sums over all images seen."""
 
     num_images: int = 0
     num_positives: int = 0
@@ -76,11 +59,11 @@ class Totals:
 
 
 def parse_strategy(text: str) -> tuple[str, tuple[str, str]]:
-    """A name in STRATEGIES, or the positive and the negative sampler with a + between them."""
+    """Parse a name in STRATEGIES, or a positive and a negative sampler with a + between them."""
     samplers = STRATEGIES.get(text) or tuple(text.split("+"))
     if len(samplers) != 2:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is none of {list(STRATEGIES)}, nor of the form POSITIVE+NEGATIVE, such as "
+            f"{text!r} must be one of {list(STRATEGIES)}, or POSITIVE+NEGATIVE sampler, such as "
             "RandomSampler+HardSampler"
         )
     return text, (samplers[0], samplers[1])
@@ -89,7 +72,7 @@ def parse_strategy(text: str) -> tuple[str, tuple[str, str]]:
 def heads_of_strategies(
     cfg: CfgNode, model: nn.Module, strategies: dict[str, tuple[str, str]]
 ) -> dict[str, nn.Module]:
-    """The model's ROI heads, with the samplers of each strategy."""
+    """Build the model's ROI heads with the samplers of each strategy."""
     heads = {}
     for name, samplers in strategies.items():
         of_strategy = with_samplers(cfg, *samplers)
@@ -101,7 +84,7 @@ def heads_of_strategies(
 
 @torch.no_grad()
 def sample(model: nn.Module, heads: dict[str, nn.Module], inputs: dict) -> dict[str, Samples]:
-    """What each strategy chooses among the same proposals of one image with its instances."""
+    """Choose samples by each strategy among the same proposals of one image with its instances."""
     images = model.preprocess_image([inputs])
     features = model.backbone(images.tensor)
     target = inputs["instances"].to(model.device)
@@ -148,55 +131,12 @@ def describe(
     )
 
 
-def draw(image: np.ndarray, samples: dict[str, Samples], highest: float, path: Path) -> None:
-    """
-    Args:
-        image: uint8 (H, W, 3), RGB.
-        samples: of each strategy.
-        highest: the IoU up to which proposals are negative.
-    """
-    size = 3.6 * image.shape[0] / image.shape[1]
-    figure = Figure(figsize=(3.8 * len(samples), 2 * size + 2.6), dpi=110, layout="constrained")
-    grid = figure.subplots(3, len(samples), squeeze=False, height_ratios=[size, size, 1.8])
-    scale = ScalarMappable(Normalize(0, highest), "viridis")
-    objects = colormaps["tab10"]
-    bins = np.linspace(0, 1, 21)
-    for column, (name, chosen) in zip(grid.T, samples.items(), strict=True):
-        positives = [objects(i % 10) for i in chosen.objects]
-        show_image(column[0], image)
-        draw_regions(column[0], chosen.regions)
-        draw_boxes(column[0], chosen.positives, positives)
-        column[0].set_title(f"{name}\n{len(chosen.positives)} positives, coloured by object")
-        order = np.argsort(chosen.negative_ious)
-        show_image(column[1], image)
-        draw_regions(column[1], chosen.regions)
-        draw_boxes(column[1], chosen.negatives[order], scale.to_rgba(chosen.negative_ious[order]))
-        share = np.mean(chosen.negative_ious > OVERLAP) if len(chosen.negatives) else 0
-        title = f"{len(chosen.negatives)} negatives, {share:.0%} of IoU above {OVERLAP}"
-        if len(chosen.regions):
-            title += f"\nregions to ignore: {len(chosen.regions)}, {chosen.num_ignored} proposals"
-        column[1].set_title(title)
-        column[2].hist(
-            [chosen.negative_ious, chosen.positive_ious],
-            bins,
-            stacked=True,
-            color=["tab:gray", "tab:orange"],
-            label=["negatives", "positives"],
-        )
-        column[2].set_xlabel("IoU of the proposal with its object")
-        column[2].sharey(grid[2, 0])
-    grid[2, 0].set_ylabel("proposals")
-    grid[2, 0].legend()
-    figure.colorbar(scale, ax=grid[1], label="IoU of negatives", shrink=0.9)
-    figure.savefig(path)
-
-
 def markdown_table(totals: dict[str, Totals]) -> str:
     has_regions = any(total.num_regions for total in totals.values())
     lines = [
-        f"| strategy | negatives an image | IoU above {OVERLAP} | mean IoU "
-        "| positives an image | objects with a positive |"
-        + " ignored in regions, an image |"
+        f"| strategy | negatives per image | IoU above {OVERLAP} | mean IoU "
+        "| positives per image | objects with a positive |"
+        + " ignored in regions, per image |"
         * has_regions,
         "|---|---|---|---|---|---|" + "---|" * has_regions,
     ]
@@ -214,7 +154,7 @@ def markdown_table(totals: dict[str, Totals]) -> str:
 
 def find_image(name: str, paths: list[str]) -> int:
     """
-    The index of the image of a file name, alone or with folders before it; or the index itself.
+    Return the index of the image of a file name, alone or with folders before it; or the index.
 
     Raises:
         ValueError: there is none, or several images have the name.
@@ -242,9 +182,9 @@ def main() -> None:
         "--images",
         nargs="+",
         metavar="INDEX_OR_FILE_NAME",
-        help="images of the data set to draw (its first)",
+        help="images of the dataset to draw (its first)",
     )
-    parser.add_argument("--all", action="store_true", help="tabulate all images of the data set")
+    parser.add_argument("--all", action="store_true", help="tabulate all images of the dataset")
     parser.add_argument(
         "--strategies",
         nargs="+",
@@ -286,7 +226,8 @@ def main() -> None:
             if i in drawn:
                 path = output / pictures[i]
                 image = rgb_image(inputs, cfg)
-                draw(image, samples, cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0], path)
+                highest = cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0]
+                draw_samples(image, samples, highest).savefig(path)
     print(markdown_table(totals))
     print(f"{output}: {', '.join(pictures[i] for i in sorted(drawn))}")
 

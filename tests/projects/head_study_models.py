@@ -43,5 +43,6 @@ def detector_cfg(folder: Path, dataset: str, *opts: object) -> CfgNode:
 def small_study(cfg: CfgNode, folder: Path, options: dict | None = None, **words: object) -> Study:
     """With the views of all images."""
     args = {"steps": 4, "max_gb": 1.0, "half": False, "from_detector": False, "output": folder}
+    args["keep"] = None
     options = options or {"random": {}, "PISA": PISA}
     return prepare(cfg, Namespace(**{**args, **words}), Strategies(options, [], []))

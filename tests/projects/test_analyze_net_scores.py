@@ -264,7 +264,7 @@ def test_raised_scores_and_losses_are_those_of_all_logits(use_sigmoid):
     predictor = SimpleNamespace(classification_losses=losses_of)
     positives = what_if.gather([image])
     losses = what_if.losses_after(positives, chosen, 1.7, predictor)
-    torch.testing.assert_close(losses, losses_of(raised, classes)[chosen])
+    torch.testing.assert_close(losses.float(), losses_of(raised, classes)[chosen])
 
 
 def many_positives(num_images=2, seed=0):
@@ -287,13 +287,14 @@ def many_positives(num_images=2, seed=0):
 
 def chosen_by_hand(images, losses):
     """For each choice the set of (image, positive)."""
-    chosen = {name: set() for name in ("top 5 by IoU-HLR", "top 25 by IoU-HLR", "hardest 5", "all")}
+    names = ("first 5 by IoU-HLR", "first 25 by IoU-HLR", "last 5 by IoU", "hardest 5", "all")
+    chosen = {name: set() for name in names}
     for i, image in enumerate(images):
         for object_ in range(3):
             rows = [r for r in range(90) if image.objects[r] == object_]
             by_iou = sorted(rows, key=lambda r: -float(image.ious[r]))
             by_loss = sorted(rows, key=lambda r: -losses[i][r])
-            parts = (by_iou[:5], by_iou[:25], by_loss[:5], rows)
+            parts = (by_iou[:5], by_iou[:25], by_iou[-5:], by_loss[:5], rows)
             for name, part in zip(chosen, parts, strict=True):
                 chosen[name] |= {(i, r) for r in part}
     return chosen
@@ -303,15 +304,18 @@ def test_all_choices_spend_the_same_budget(scored):
     predictor, images = scored[2], many_positives()
     evaluated = []
 
-    def evaluate(detections):
-        evaluated.append(detections)
-        return coco_scores.evaluate(coco([], 2), detections, range(2), [10, 20, 30], False)
+    def evaluate(detections, with_details):
+        evaluated.append(with_details)
+        return coco_scores.evaluate(coco([], 2), detections, range(2), [10, 20, 30], with_details)
 
     outcomes = what_if.spend(images, predictor, evaluate)
-    assert outcomes[0].budget == 0 and len(outcomes) == 1 + 3 * 4 == len(evaluated)
+    assert outcomes[0].budget == 0 and len(outcomes) == 1 + 3 * 5 == len(evaluated)
+    # Intervals over images are taken of the detector, the first 5, the first 25 and the last 5.
+    assert sum(evaluated) == 4
 
     def loss(image, row, delta):
-        logits = torch.stack([image.own_logits[row] + delta, image.rest_logits[row]]).double()
+        logits = torch.stack([image.own_logits[row], image.rest_logits[row]]).double()
+        logits[0] += delta
         return -float(logits.log_softmax(0)[0])
 
     losses = [[loss(image, row, 0) for row in range(90)] for image in images]
@@ -320,7 +324,7 @@ def test_all_choices_spend_the_same_budget(scored):
         rows = expected[outcome.choice]
         assert outcome.num_raised == len(rows)
         spent = sum(losses[i][r] - loss(images[i], r, outcome.delta) for i, r in rows)
-        np.testing.assert_allclose(spent, outcome.budget, rtol=1e-4)
+        np.testing.assert_allclose(spent, outcome.budget, rtol=1e-6)
     least = min(sum(losses[i][r] for i, r in rows) for rows in expected.values())
     budgets = sorted({outcome.budget for outcome in outcomes[1:]})
     np.testing.assert_allclose(np.array(budgets) / least, [0.2, 0.5, 0.8], rtol=1e-4)

@@ -20,7 +20,14 @@ from head_study.results import Results, Row
 from head_study.runs import check_half, score_detector
 from head_study.strategies import Comparison, Strategies, read_strategies
 from head_study_models import PISA, detector_cfg, small_study
-from helpers import ROOT, load_script, random_batch, register_images, small_retinanet_cfg
+from helpers import (
+    HEADS,
+    ROOT,
+    load_script,
+    random_batch,
+    register_images,
+    small_retinanet_cfg,
+)
 from scipy import stats
 
 from pisa_d2.engine.metrics import COCO_METRICS
@@ -353,3 +360,38 @@ def test_the_interval_over_images_counts_what_they_do_to_the_difference_alone(tm
     error = 2.0 * of_images.normal(0, 1, 300).std(ddof=1)
     assert difference.images == pytest.approx(1.96 * error, rel=1e-3)
     assert difference.both == pytest.approx(np.hypot(difference.images, difference.interval.half))
+
+
+def test_kept_heads_are_checkpoints_of_the_detector(run, cfg, tmp_path, monkeypatch):
+    run("--keep", tmp_path / "heads")
+    path = tmp_path / "heads/PISA/seed2.pth"
+    kept, own = (torch.load(p)["model"] for p in (path, tmp_path / "detector.pth"))
+    assert kept.keys() == own.keys()
+    changed = {name for name in own if not torch.equal(own[name], kept[name])}
+    assert changed == {name for name in own if name.startswith("roi_heads.")}
+    # The detector with these weights finds what the run was scored by.
+    detector = load_detector(cfg_with(cfg, "MODEL.WEIGHTS", str(path)))
+    study = small_study(cfg, tmp_path / "out", steps=2)
+    scores = study.evaluator()(detector.roi_heads, study.views("test"))
+    row = next(
+        r for r in Results(tmp_path / "out/results.csv").rows.values() if r[:2] == ("PISA", 2)
+    )
+    assert round(scores.metrics["AP"], 3) == row.AP
+    # A run whose checkpoint is missing is made again.
+    path.unlink()
+    begun, train = [], study_script.run
+    monkeypatch.setattr(study_script, "run", lambda *key: begun.append(key) or train(*key))
+    run("--keep", tmp_path / "heads")
+    assert begun == [("PISA", 2)] and path.is_file()
+
+
+def test_heads_of_a_cascade_are_not_kept(cfg, tmp_path):
+    cfg = detector_cfg(tmp_path, "head_study_images", *HEADS["PISACascadeROIHeads"])
+    with pytest.raises(ValueError, match="--keep cannot write checkpoints of a cascade"):
+        small_study(cfg, tmp_path, keep=tmp_path / "heads")
+
+
+def cfg_with(cfg, *opts):
+    cfg = cfg.clone()
+    cfg.merge_from_list(list(opts))
+    return cfg

@@ -3,6 +3,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers import HEADS, ROOT, load_script, random_batch, register_images, small_cfg
+from matplotlib.figure import Figure
 
 visualize = load_script("projects/SampleAnalysis/visualize_sampling.py")
 
@@ -70,7 +71,7 @@ def test_heads_of_detectron2_are_taken_for_those_of_this_package():
     [
         (["--images", "2"], "there is no index 2"),
         (["--images", "cell.png"], "no image of the file name 'cell.png'"),
-        (["--strategies", "best"], "'best' is none of"),
+        (["--strategies", "best"], "'best' must be one of"),
     ],
 )
 def test_wrong_arguments_are_named(words, message, config, monkeypatch, capsys):
@@ -89,7 +90,7 @@ def test_regions_are_hatched_and_what_is_ignored_is_counted(tmp_path, monkeypatc
     DatasetCatalog.pop("crowded")
     DatasetCatalog.register("crowded", lambda: [record])
     drawn = []
-    monkeypatch.setattr(visualize.Figure, "savefig", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
     rows = []
     for on in (True, False):
         opts = ["MODEL.IGNORED_REGIONS.ENABLED", on, "OUTPUT_DIR", str(tmp_path)]
@@ -103,7 +104,7 @@ def test_regions_are_hatched_and_what_is_ignored_is_counted(tmp_path, monkeypatc
     hatched = [[bool(p.get_hatch()) for a in f.axes[:2] for p in a.patches] for f in drawn]
     assert sum(hatched[0]) == 2 and not any(hatched[1])
     (header, _, row), (plain, _, _) = rows
-    assert header.endswith("| ignored in regions, an image |") and "ignored" not in plain
+    assert header.endswith("| ignored in regions, per image |") and "ignored" not in plain
     num = int(row.split("|")[-2])
     titles = [figure.axes[1].get_title() for figure in drawn]
     assert titles[0].endswith(f"regions to ignore: 1, {num} proposals") and num > 0

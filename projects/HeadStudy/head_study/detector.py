@@ -99,10 +99,14 @@ def with_options(cfg: CfgNode, options: Options) -> CfgNode:
     return cfg
 
 
+def is_cascade(heads: ROIHeads) -> bool:
+    return isinstance(getattr(heads, "box_head", None), torch.nn.ModuleList)
+
+
 def head_weights(detector: ROIHeads) -> dict[str, Tensor]:
     """The detector's weights, by their names in the studied head."""
     state = detector.state_dict()
-    if isinstance(getattr(detector, "box_head", None), torch.nn.ModuleList):  # a cascade
+    if is_cascade(detector):
         for part in ("box_head", "box_predictor"):
             first = f"{part}.0."
             state = {
@@ -110,6 +114,12 @@ def head_weights(detector: ROIHeads) -> dict[str, Tensor]:
                 for name, value in state.items()
             }
     return state
+
+
+def with_head(detector: Mapping[str, Tensor], head: ROIHeads) -> dict[str, Tensor]:
+    """The weights of a detector with a trained box head for its own heads."""
+    frozen = {name: value for name, value in detector.items() if not name.startswith("roi_heads.")}
+    return {**frozen, **{f"roi_heads.{name}": value for name, value in head.state_dict().items()}}
 
 
 def build_head(

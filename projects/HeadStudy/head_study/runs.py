@@ -24,7 +24,9 @@ from .detector import (
     digest_of_weights,
     head_config,
     head_weights,
+    is_cascade,
     load_detector,
+    with_head,
     with_options,
 )
 from .evaluation import Evaluator, Scores, Truth, truth_of
@@ -63,6 +65,7 @@ class Study:
         weights: of the detector's head.
         truth: annotations of the test images.
         from_detector: whether heads start from ``weights``.
+        kept: folder for checkpoints of the detector with each trained head, or None.
     """
 
     base: CfgNode
@@ -72,6 +75,7 @@ class Study:
     weights: dict[str, Tensor]
     truth: Truth
     from_detector: bool
+    kept: Path | None = None
 
     def config(self, strategy: str) -> CfgNode:
         return with_options(self.base, self.options[strategy])
@@ -91,6 +95,10 @@ class Study:
             self.from_detector,
         )
 
+    def checkpoint(self, strategy: str, seed: int) -> Path | None:
+        """The file that keeps a trained head, or None."""
+        return self.kept and self.kept / strategy.replace("/", "_") / f"seed{seed}.pth"
+
     def views(self, kind: str) -> Views:
         return Views(self.folder / kind)
 
@@ -104,9 +112,14 @@ def prepare(cfg: CfgNode, args: argparse.Namespace, strategies: Strategies) -> S
     Cache the views, and check that every strategy can be built.
 
     Raises:
-        ValueError: a strategy is wrong, the views do not fit, or half precision changes AP.
+        ValueError: a strategy is wrong, the views do not fit, half precision changes AP, or heads
+            of a cascade are to be kept.
     """
     model = load_detector(cfg)
+    if args.keep and is_cascade(model.roi_heads):
+        raise ValueError(
+            "--keep cannot write checkpoints of a cascade: only its first stage is trained here."
+        )
     frozen = Frozen(model, cfg)
     plan = plan_cache(frozen, cfg, args.max_gb, args.half)
     parts = [cfg[node].dump() for node in ("MODEL", "INPUT", "DATASETS", "DATALOADER")]
@@ -121,6 +134,7 @@ def prepare(cfg: CfgNode, args: argparse.Namespace, strategies: Strategies) -> S
         weights=head_weights(model.roi_heads),
         truth=truth_of(cfg.DATASETS.TEST[0], cfg.MODEL.IGNORED_REGIONS.ENABLED),
         from_detector=args.from_detector,
+        kept=args.keep,
     )
     check_strategies(study)
     print(f"Caching {plan.text()}, in '{folder}'.")
@@ -180,6 +194,7 @@ class Worker:
         self.study = study
         self.evaluator = study.evaluator()
         self.train, self.test = study.views("train"), study.views("test")
+        self.detector = load_detector(study.base).state_dict() if study.kept else {}
 
     def __call__(self, strategy: str, seed: int) -> tuple[Row, Array]:
         begin = time.perf_counter()
@@ -189,6 +204,9 @@ class Worker:
         seconds = time.perf_counter() - begin
         scores: Scores = self.evaluator(head, self.test)
         settings = self.study.settings(strategy)
+        if path := self.study.checkpoint(strategy, seed):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"model": with_head(self.detector, head)}, path)
         return Row.of(strategy, seed, scores, seconds, settings), scores.resampled
 
 
