@@ -13,11 +13,21 @@ help: ## list the targets
 setup: .venv/installed ## create .venv with torch, Detectron2 0.6, this package and its tools
 	@echo "Ready: .venv"
 
+DEMO := output/digits_easy
 train: export DETECTRON2_DATASETS = datasets
 train: .venv/installed ## train a small digit detector, or finish its training, and draw its detections
 	@$(BIN)/python train_net.py --resume \
-		--config-file configs/Digits/pisa_faster_rcnn_R_18_FPN.yaml OUTPUT_DIR output/digits
-	@$(BIN)/python projects/ShowDetections/show_detections.py output/digits
+		--config-file configs/DigitsEasy/pisa_faster_rcnn_R_18_FPN.yaml OUTPUT_DIR $(DEMO)
+	@$(BIN)/python projects/ShowDetections/show_detections.py $(DEMO)
+	@echo
+	@echo "This is a Faster R-CNN with PISA, trained from scratch on digits drawn on photographs and"
+	@echo "evaluated on new ones. Look at $(DEMO)/detections.png: ground truth on the left, detections"
+	@echo "on the right. Next, find out which strategy pays on this detector:"
+	@echo
+	@echo "  $(BIN)/python projects/HeadStudy/study.py --config-file $(DEMO)/config.yaml \\"
+	@echo "      --processes 2 MODEL.WEIGHTS $(DEMO)/model_final.pth"
+	@echo
+	@echo "To train on your own data, see README.md."
 
 test: lint ## lint, then run the tests: some minutes
 	$(BIN)/pytest
