@@ -110,8 +110,10 @@ def main() -> None:
         plots = []
         if weights:
             plots = report.of_detector(weights)
-            source = f"detector {config}, {named(weights)}"
+            source = f"detector {config}, {named(weights)}, AP {report.ap:.1f}"
             say_what_it_is_of(plots, dataset, records, source, 1)
+            for plot in plots:
+                plot.facts["AP of the detector"] = report.ap
         if runs:
             compared = report.of_runs(runs)
             seeds = len(next(iter(runs.values())))

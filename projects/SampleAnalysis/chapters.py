@@ -38,7 +38,13 @@ STRATEGIES = ("random", "IoU-balanced", "hard", "prime")
 
 
 class Report:
-    """Draws the figures of a dataset; ``left_out`` says which are missing, and why."""
+    """
+    Draws the figures of a dataset.
+
+    Attributes:
+        left_out: which figures are missing, and why.
+        ap: of the detector, once its figures are drawn.
+    """
 
     def __init__(
         self, cfg: CfgNode, dataset: str, records: list[dict], num_draws: int, seed: int
@@ -57,6 +63,7 @@ class Report:
         self.image_ids = sorted({record["image_id"] for record in records})
         self.paths = {record["image_id"]: record["file_name"] for record in records}
         self.left_out: list[str] = []
+        self.ap = float("nan")
 
     def of_detector(self, weights: str) -> list[Plot]:
         """The figures of one checkpoint."""
@@ -127,6 +134,7 @@ class Report:
     def _losses_and_ap(self, found: Findings, predictor: nn.Module) -> list[Plot]:
         """The figures of a lower loss, of AP, and of what a decrease of the loss buys."""
         outcomes = spend(found.scored_boxes, predictor, self._evaluate)
+        self.ap = outcomes[0].ap
         plots = []
         results = describe_images(outcomes[0].evaluation)
         if len(outcomes) == 1:

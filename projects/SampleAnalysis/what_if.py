@@ -80,9 +80,12 @@ class Outcome:
 
     @property
     def precision(self) -> np.ndarray:
-        """(IoU thresholds, recalls), the mean over classes that have objects."""
+        """(IoU thresholds, recalls), the mean over classes that have objects; NaN without any."""
         precision = self.evaluation.precision[:, :, :, 0]
-        return precision[:, :, precision[0, 0] >= 0].mean(axis=2)
+        of_classes = precision[:, :, precision[0, 0] >= 0]
+        if not of_classes.shape[2]:
+            return np.full(precision.shape[:2], np.nan)
+        return of_classes.mean(axis=2)
 
     @property
     def ap(self) -> float:
