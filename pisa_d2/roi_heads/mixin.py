@@ -10,7 +10,6 @@ from typing import Any, Final, cast
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import cat
 from detectron2.modeling import ROIHeads, StandardROIHeads
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
@@ -30,21 +29,22 @@ from ..samplers import (
     ProposalSampler,
     Quota,
 )
-from ..samplers.candidates import Joined, is_positive, needed_predictions
+from ..samplers.candidates import is_positive, needed_predictions
 from ..scalars import log_ignored
 from ..settings import CARL, ISR, NegativeISR
 from .adoption import PISASettings, adopt, pick_sampler, predictors_of
 from .description import describe
 from .pooling import ReusingPooler
-from .sample_fields import OBJECT_FIELD
 from .sampling import (
+    label_boxes,
     label_samples,
     match_proposals,
+    not_ignored,
     rows_of_images,
     with_object_ids,
     without_step_fields,
 )
-from .scoring import BoxBranch, predict_all, split_predictions
+from .scoring import BoxBranch, branch_of, predict_candidates
 from .step import PooledFeatures, Step
 
 logger = logging.getLogger(__name__)
@@ -332,36 +332,7 @@ class PISAMixin(ROIHeads):
             The candidates with predictions, and the pooled features of all candidates, or None if
             they are too large to keep.
         """
-        branch = self.box_branch
-        joined = Joined(batch)
-        gt_boxes = joined.boxes
-        if not {"box_losses", "ious"}.isdisjoint(needs):
-            gt_boxes = cat(
-                [
-                    target.gt_boxes.tensor[candidates.objects] if len(target) else candidates.boxes
-                    for candidates, target in zip(batch, targets, strict=True)
-                ]
-            )
-
-        def summarise(outputs: tuple[Tensor, Tensor], rows: slice) -> Predictions:
-            if observe is not None:
-                observe(outputs)
-            return branch.predictor.predict_candidates(
-                outputs, joined.boxes[rows], gt_boxes[rows], joined.classes[rows], needs
-            )
-
-        parts, pooled = predict_all(
-            branch,
-            [features[name] for name in branch.in_features],
-            [Boxes(candidates.boxes) for candidates in batch],
-            summarise,
-        )
-        of_images = split_predictions(parts, [len(candidates) for candidates in batch])
-        with_predictions = [
-            candidates.with_predictions(predictions)
-            for candidates, predictions in zip(batch, of_images, strict=True)
-        ]
-        return with_predictions, pooled
+        return predict_candidates(self.box_branch, features, batch, targets, needs, observe)
 
     def _with_predictions(
         self, batch: list[Candidates], proposals: list[Instances], targets: list[Instances]
@@ -378,19 +349,7 @@ class PISAMixin(ROIHeads):
     @torch.jit.unused
     def box_branch(self) -> BoxBranch:
         """The modules from features to predictions for boxes; the first stage's in a cascade."""
-        if isinstance(self, Res5ROIHeads):
-            return BoxBranch(
-                self.in_features,
-                self.pooler,
-                self.res5,
-                lambda x: x.mean(dim=[2, 3]),
-                self.box_predictor,
-            )
-        heads = cast(StandardROIHeads, self)
-        head, predictor = heads.box_head, heads.box_predictor
-        if isinstance(self, CascadeROIHeads):
-            head, predictor = head[0], predictor[0]
-        return BoxBranch(heads.box_in_features, heads.box_pooler, head, None, predictor)
+        return branch_of(self)
 
     @torch.no_grad()
     def _match_and_label_boxes(
@@ -405,30 +364,16 @@ class PISAMixin(ROIHeads):
         counts = []
         for p, target in zip(proposals, with_object_ids(targets), strict=True):
             candidates = self._match(matcher, p.proposal_boxes, target)
-            p.gt_classes = candidates.classes
-            if len(target) > 0:
-                p.gt_boxes = target.gt_boxes[candidates.objects]
-                p.set(OBJECT_FIELD, target.get(OBJECT_FIELD)[candidates.objects])
-            else:
-                p.gt_boxes = Boxes(torch.zeros_like(candidates.boxes))
-                p.set(OBJECT_FIELD, torch.full_like(candidates.objects, -1))
+            label_boxes(p, candidates, target)
             counts.append(is_positive(candidates.classes, self.num_classes).sum())
             if ignores:
                 counts.append((candidates.classes >= 0).sum())
         numbers = torch.stack(counts).tolist()  # the only copy to the host
         if ignores:
             numbers, kept = numbers[::2], numbers[1::2]
-            proposals = [_not_ignored(p, num) for p, num in zip(proposals, kept, strict=True)]
+            proposals = [not_ignored(p, num) for p, num in zip(proposals, kept, strict=True)]
         mean, num = np.mean(numbers), np.mean([len(p) for p in proposals])
         storage = get_event_storage()
         storage.put_scalar(f"stage{stage}/roi_head/num_fg_samples", mean)
         storage.put_scalar(f"stage{stage}/roi_head/num_bg_samples", num - mean)
         return proposals
-
-
-def _not_ignored(proposals: Instances, num: int) -> Instances:
-    """Select the ``num`` proposals that are not ignored, in their order."""
-    if num == len(proposals):
-        return proposals
-    # With a known number this copies nothing to the host; selecting by a mask would.
-    return proposals[(proposals.gt_classes < 0).byte().argsort(stable=True)[:num]]

@@ -119,3 +119,29 @@ def rows_of_images(indices: list[Tensor], sizes: list[int]) -> Tensor:
     starts = [sum(sizes[:image]) for image in range(len(sizes))]
     rows = torch.cat(indices)
     return rows + repeated(starts, [len(own) for own in indices], rows.device)
+
+
+def label_boxes(proposals: Instances, candidates: Candidates, targets: Instances) -> None:
+    """
+    Give proposals, in place, the classes, boxes and numbers of their objects.
+
+    Args:
+        proposals: of an image.
+        candidates: the same, matched to ``targets``.
+        targets: the objects, see :func:`with_object_ids`.
+    """
+    proposals.gt_classes = candidates.classes
+    if len(targets) > 0:
+        proposals.gt_boxes = targets.gt_boxes[candidates.objects]
+        proposals.set(OBJECT_FIELD, targets.get(OBJECT_FIELD)[candidates.objects])
+    else:
+        proposals.gt_boxes = Boxes(torch.zeros_like(candidates.boxes))
+        proposals.set(OBJECT_FIELD, torch.full_like(candidates.objects, -1))
+
+
+def not_ignored(proposals: Instances, num: int) -> Instances:
+    """Select the ``num`` proposals that are not ignored, in their order."""
+    if num == len(proposals):
+        return proposals
+    # With a known number this copies nothing to the host; selecting by a mask would.
+    return proposals[(proposals.gt_classes < 0).byte().argsort(stable=True)[:num]]

@@ -1,14 +1,18 @@
 """The box head's predictions for all candidates, before any is chosen."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from detectron2.structures import Boxes
+from detectron2.layers import cat
+from detectron2.modeling import ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ..samplers import Predictions
+from ..samplers import Candidates, Predictions
+from ..samplers.candidates import Joined
 
 T = TypeVar("T")
 
@@ -54,6 +58,72 @@ class BoxBranch(NamedTuple):
     head: nn.Module
     flatten: Callable[[Tensor], Tensor] | None
     predictor: Any
+
+
+def branch_of(heads: ROIHeads) -> BoxBranch:
+    """
+    Return the box branch of heads that extend Detectron2's; of a cascade, the first stage's.
+
+    Args:
+        heads: :class:`StandardROIHeads`, :class:`Res5ROIHeads` or :class:`CascadeROIHeads`.
+    """
+    if isinstance(heads, Res5ROIHeads):
+        return BoxBranch(
+            heads.in_features,
+            heads.pooler,
+            heads.res5,
+            lambda x: x.mean(dim=[2, 3]),
+            heads.box_predictor,
+        )
+    standard = cast(StandardROIHeads, heads)
+    head, predictor = standard.box_head, standard.box_predictor
+    if isinstance(heads, CascadeROIHeads):
+        head, predictor = head[0], predictor[0]
+    return BoxBranch(standard.box_in_features, standard.box_pooler, head, None, predictor)
+
+
+def predict_candidates(
+    branch: BoxBranch,
+    features: dict[str, Tensor],
+    batch: list[Candidates],
+    targets: list[Instances],
+    needs: Sequence[str],
+    observe: Callable[[tuple[Tensor, Tensor]], object] | None = None,
+) -> tuple[list[Candidates], Tensor | None]:
+    """
+    Predict for all candidates, without gradient.
+
+    Args, Returns: see :meth:`PISAMixin.predict`.
+    """
+    joined = Joined(batch)
+    gt_boxes = joined.boxes
+    if not {"box_losses", "ious"}.isdisjoint(needs):
+        gt_boxes = cat(
+            [
+                target.gt_boxes.tensor[candidates.objects] if len(target) else candidates.boxes
+                for candidates, target in zip(batch, targets, strict=True)
+            ]
+        )
+
+    def summarise(outputs: tuple[Tensor, Tensor], rows: slice) -> Predictions:
+        if observe is not None:
+            observe(outputs)
+        return branch.predictor.predict_candidates(
+            outputs, joined.boxes[rows], gt_boxes[rows], joined.classes[rows], needs
+        )
+
+    parts, pooled = predict_all(
+        branch,
+        [features[name] for name in branch.in_features],
+        [Boxes(candidates.boxes) for candidates in batch],
+        summarise,
+    )
+    of_images = split_predictions(parts, [len(candidates) for candidates in batch])
+    with_predictions = [
+        candidates.with_predictions(predictions)
+        for candidates, predictions in zip(batch, of_images, strict=True)
+    ]
+    return with_predictions, pooled
 
 
 @torch.no_grad()
