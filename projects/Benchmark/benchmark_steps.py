@@ -26,7 +26,7 @@ from torch import nn
 from pisa_d2.config import read_config
 from pisa_d2.data import register_from_config
 from pisa_d2.data.classes import take_num_classes
-from pisa_d2.roi_heads import mixin
+from pisa_d2.roi_heads import scoring
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/COCO-Detection/pisa_faster_rcnn_R_50_FPN_1x.yaml"
@@ -163,7 +163,7 @@ def measure_parts(model: nn.Module, step: Callable[[], None], device: str) -> di
     """Seconds of each part of sampling in one step."""
     seconds: dict[str, float] = defaultdict(float)
     heads: Any = model.roi_heads
-    predict_all = mixin.predict_all
+    predict_all = scoring.predict_all
     sampler, predictor = type(heads.sampler.negative), heads.box_predictor
 
     def timed(name: str, function: Callable) -> Callable:
@@ -187,7 +187,7 @@ def measure_parts(model: nn.Module, step: Callable[[], None], device: str) -> di
             return predict_all(*args)
 
     with (
-        patch.object(mixin, "predict_all", watched_predict_all),
+        patch.object(scoring, "predict_all", watched_predict_all),
         watch("losses, scores and boxes", predictor, "predict_candidates"),
         watch("choosing of negatives", sampler, "__call__"),
     ):
