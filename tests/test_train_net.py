@@ -91,6 +91,7 @@ def bad_datasets(datasets, tmp_path):
     return root, path, json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_bad_data_are_named_and_left_out_while_training_goes_on(bad_datasets, tmp_path):
     root, path, content = bad_datasets
     boxes = content["annotations"]

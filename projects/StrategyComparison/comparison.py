@@ -14,6 +14,9 @@ from scipy.stats import t as students_t
 
 from pisa_d2.engine.metrics import COCO_METRICS
 
+# Comparisons in a panel of the plot.
+MAX_ROWS = 12
+
 
 class Result(NamedTuple):
     """A run: COCO AP in percent, NaN for none; and seconds of training, NaN if not timed."""
@@ -228,31 +231,40 @@ def cross_table(
 
 
 def plot(grid: Grid, path: Path) -> None:
-    """Draw the differences from the baselines, one panel per metric and dataset."""
+    """
+    Draw differences in AP from the baselines, one panel per dataset: the comparisons with the most
+    seeds, at most ``MAX_ROWS``. The tables have all comparisons and metrics.
+    """
     datasets = {name: compared for name in grid.datasets() if (compared := grid.compared(name))}
     if not datasets:
         return
-    heights = [0.9 + 0.27 * len(compared) for compared in datasets.values()]
-    figure = Figure(figsize=(13, sum(heights)), dpi=120, layout="constrained")
-    panels = figure.subplots(
-        len(datasets), len(COCO_METRICS), squeeze=False, sharey="row", height_ratios=heights
-    )
-    for row, (dataset, compared) in zip(panels, datasets.items(), strict=True):
+    drawn = {}
+    for dataset, compared in datasets.items():
+        most = sorted(compared, key=lambda pair: -len(compared[pair]))[:MAX_ROWS]
+        drawn[dataset] = [pair for pair in compared if pair in most]
+    rows = max(map(len, drawn.values()))
+    size = 6.5 * len(datasets), 1.2 + 0.33 * rows
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    for axes, (dataset, pairs) in zip(
+        figure.subplots(1, len(datasets), squeeze=False)[0], drawn.items(), strict=True
+    ):
         spreads = grid.spreads(dataset, paired=True)
-        for axes, metric in zip(row, COCO_METRICS, strict=True):
-            for place, (pair, beside) in enumerate(compared.items()):
-                of_pair = spreads[pair.strategy][metric]
-                plot_difference(axes, place, differences(beside, metric), of_pair)
-            axes.axvline(0, color="gray", lw=1)
-            axes.grid(axis="x", alpha=0.3)
-            axes.locator_params(axis="x", nbins=4)
-            axes.tick_params(axis="y", length=0)
-            axes.set_title(f"{dataset}, {metric}", fontsize=9, parse_math=False)
-        labels = [textwrap.fill(f"{name} - ({baseline})", 44) for name, baseline in compared]
-        row[0].set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
-        row[0].set_ylim(len(labels) - 0.5, -0.5)
+        for place, pair in enumerate(pairs):
+            values = differences(datasets[dataset][pair], "AP")
+            plot_difference(axes, place, values, spreads[pair.strategy]["AP"])
+        axes.axvline(0, color="gray", lw=1)
+        axes.grid(axis="x", alpha=0.3)
+        axes.tick_params(axis="y", length=0)
+        left_out = len(datasets[dataset]) - len(pairs)
+        more = f" ({left_out} more: see the tables)" if left_out else ""
+        axes.set_title(f"{dataset}{more}", fontsize=9, parse_math=False)
+        labels = [textwrap.fill(f"{name} - ({baseline})", 36) for name, baseline in pairs]
+        axes.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
+        axes.set_ylim(rows - 0.5, -0.5)
     figure.supxlabel(
-        "difference to the baseline of the same seed: each, mean and 95% interval", fontsize=10
+        "difference in AP to the baseline of the same seed: each, mean and 95% interval\n"
+        "(spread pooled over all strategies; in colour where the interval excludes 0)",
+        fontsize=9,
     )
     figure.savefig(path)
 

@@ -58,6 +58,7 @@ def two_runs(config):
     return ["--run", "plain", first, first, "--run", "PISA", second, second]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_runs", [False, True])
 def test_a_report_of_a_detector_and_of_runs(with_runs, config, monkeypatch):
     folder = run(monkeypatch, config, *(two_runs(config) if with_runs else []))
@@ -91,6 +92,7 @@ def numbers_of(folder, name):
         return {row["number"]: row["value"] for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_equal_runs_do_not_differ(config, monkeypatch):
     first = config.parent / "first.pth"
     runs = ["--run", "plain", first, first, "--run", "again", first, first]
@@ -103,6 +105,7 @@ def test_equal_runs_do_not_differ(config, monkeypatch):
         assert {float(value) for value in changes.values()} == {0.0}
 
 
+@pytest.mark.slow
 def test_a_dataset_without_objects_is_reported_on(config, tmp_path, monkeypatch):
     register_images("nothing", tmp_path, random_batch([0, 0]))
     try:

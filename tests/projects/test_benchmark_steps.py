@@ -1,8 +1,10 @@
+import pytest
 from helpers import ROOT, load_script
 
 benchmark = load_script("projects/Benchmark/benchmark_steps.py")
 
 
+@pytest.mark.slow
 def test_every_strategy_is_timed_against_random_and_the_extra_pass_by_its_parts(
     monkeypatch, capsys
 ):

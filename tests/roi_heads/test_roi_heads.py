@@ -436,7 +436,7 @@ def test_samplers_that_need_predictions_say_so_where_there_are_no_features():
     heads = roi_heads(PISAROIHeads, *sampled_by("HardSampler", "RandomSampler"))
     targets = [sample["instances"] for sample in random_batch([3])]
     proposals = proposals_around(targets, torch.Generator().manual_seed(0))
-    with pytest.raises(RuntimeError, match="call the ROI heads, or their choose_samples"):
+    with pytest.raises(RuntimeError, match="call the ROI heads or their choose_samples"):
         heads.label_and_sample_proposals(proposals, targets)
 
 
