@@ -124,7 +124,7 @@ def isr_weights(
             beta=isr_p.beta,
             n_max=isr_p.n_max,
         )
-        if len(rows) and is_time():
+        if is_time():
             log_positives(ious[rows], samples.objects[rows], positives.probs, own)
         weights = weights.index_copy(0, rows, own.to(weights.dtype))
     return weights

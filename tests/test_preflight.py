@@ -59,9 +59,7 @@ def two_datasets():
     names = ("train_of_test", "val_of_test")
     for name in names:
         register_dataset(name, lambda name=name: load(name), thing_classes=["a", "b", "c"])
-    yield loaded
-    for name in names:
-        DatasetCatalog.pop(name)
+    return loaded
 
 
 def test_data_for_evaluation_are_loaded_before_training_so_that_it_is_not_in_vain(two_datasets):

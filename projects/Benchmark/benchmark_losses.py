@@ -43,7 +43,7 @@ class LoopedPISA(PISAFastRCNNOutputLayers):
         cls_losses = F.cross_entropy(scores, gt_classes, reduction="none")
         weights = torch.ones_like(cls_losses)
         with torch.no_grad():
-            self._weigh_positives(scores, deltas, proposals, cls_losses, weights)
+            self._weigh_positives(deltas, proposals, cls_losses, weights)
             self._weigh_negatives(scores, deltas, proposals, cls_losses, weights)
         losses["loss_cls"] = (weights * cls_losses).mean()
         losses["loss_carl"] = self._carl(scores, deltas, proposals)
@@ -51,7 +51,6 @@ class LoopedPISA(PISAFastRCNNOutputLayers):
 
     def _weigh_positives(
         self,
-        scores: Tensor,
         deltas: Tensor,
         proposals: list[Instances],
         cls_losses: Tensor,

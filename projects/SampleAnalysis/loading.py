@@ -4,17 +4,18 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 
-import pisa_d2  # isort: skip  (before detectron2: it patches 0.6)
+import pisa_d2  # noqa: F401  # isort: skip  (before detectron2: it patches 0.6)
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from torch import nn
 
+from pisa_d2.config import read_config
 from pisa_d2.data import KeepRegions, register_from_config
 from pisa_d2.data.classes import take_num_classes
 from pisa_d2.data.registered import check_registered
@@ -41,9 +42,7 @@ OVERLAP = 0.05  # IoU above which a negative is more than background
 
 def setup(config_file: str, options: list[str]) -> CfgNode:
     """Read the config, with the heads of this package instead of Detectron2's."""
-    cfg = get_cfg()
-    pisa_d2.add_pisa_config(cfg)
-    cfg.merge_from_file(config_file)
+    cfg = read_config(config_file)
     cfg.merge_from_list(options)
     register_from_config(cfg)
     take_num_classes(cfg)

@@ -3,6 +3,8 @@
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 
+from pisa_d2.data.catalog import evenly
+
 
 def load_records(dataset: str, num_images: int | None) -> list[dict]:
     """Load all images of the dataset, or that many, evenly from the whole of it."""
@@ -11,8 +13,7 @@ def load_records(dataset: str, num_images: int | None) -> list[dict]:
         for annotation in record.get("annotations", []):
             # Boxes suffice; outlines would take most of the memory.
             annotation.pop("segmentation", None)
-    num = min(num_images or len(records), len(records))
-    return [records[(2 * i + 1) * len(records) // (2 * num)] for i in range(num)]
+    return evenly(records, num_images or len(records))
 
 
 def num_objects(records: list[dict]) -> int:

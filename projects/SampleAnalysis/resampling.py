@@ -57,6 +57,12 @@ class Resampler:
         return ap.reshape(num_classes, num_sizes, -1).transpose(2, 0, 1)
 
 
+def draw_images(num_images: int, num_draws: int, seed: int) -> np.ndarray:
+    """Return how often each image (draws, I) is drawn, as many as there are, with replacement."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_draws)
+
+
 def share_interval(
     parts: np.ndarray, wholes: np.ndarray, seed: int, num_draws: int = 1000
 ) -> tuple[float, float, float]:
@@ -69,8 +75,7 @@ def share_interval(
     num = len(parts)
     if num == 0 or wholes.sum() == 0:
         return (float("nan"),) * 3
-    generator = np.random.default_rng(seed)
-    counts = generator.multinomial(num, np.full(num, 1 / num), size=num_draws)
+    counts = draw_images(num, num_draws, seed)
     sums = counts @ wholes
     shares = 100 * (counts @ parts)[sums > 0] / sums[sums > 0]
     low, high = np.percentile(shares, [2.5, 97.5])
@@ -84,9 +89,7 @@ def bootstrap(evaluations: list[Evaluation], num_draws: int, seed: int) -> list[
     """
     resamplers = [Resampler(evaluation) for evaluation in evaluations]
     num_images = resamplers[0].num_images
-    draws = np.random.default_rng(seed).multinomial(
-        num_images, np.full(num_images, 1 / num_images), size=num_draws
-    )
+    draws = draw_images(num_images, num_draws, seed)
     of_draws = [
         [resampler.average_precision(counts) for resampler in resamplers]
         for counts in tqdm(draws, desc="bootstrap", delay=5)

@@ -25,9 +25,7 @@ def content(tmp_path):
         for i in range(4)
     ]
     categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-    yield {"images": images, "annotations": annotations, "categories": categories}
-    DatasetCatalog.pop(NAME, None)
-    MetadataCatalog.pop(NAME, None)
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 @pytest.fixture

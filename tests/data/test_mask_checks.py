@@ -94,14 +94,11 @@ def test_an_unusable_mask_is_dropped_and_named(caplog, mask, fault):
 
 def test_evaluation_of_masks_reads_both_formats_but_needs_them():
     MetadataCatalog.get(NAME).evaluator_type = "coco"
-    try:
-        test = Needs(test=True, masks="polygon")
-        dicts = dataset([SQUARE], [CODE])
-        assert check_dataset(dicts, NAME, test) == dicts
-        with pytest.raises(ValueError, match="1 of 2 objects have a mask"):
-            check_dataset(dataset([SQUARE], [None]), NAME, test)
-    finally:
-        MetadataCatalog.pop(NAME)
+    test = Needs(test=True, masks="polygon")
+    dicts = dataset([SQUARE], [CODE])
+    assert check_dataset(dicts, NAME, test) == dicts
+    with pytest.raises(ValueError, match="1 of 2 objects have a mask"):
+        check_dataset(dataset([SQUARE], [None]), NAME, test)
 
 
 def test_an_evaluator_of_boxes_needs_no_masks():

@@ -9,13 +9,20 @@ from detectron2.modeling import build_model
 from head_study.controls import add_head_study_config
 from head_study.runs import Study, prepare
 from head_study.strategies import Strategies
-from helpers import small_cfg
+from helpers import random_batch, register_images, small_cfg
 
 PISA = {
     "MODEL.PISA.ISR_P.ENABLED": True,
     "MODEL.PISA.ISR_N.ENABLED": True,
     "MODEL.PISA.CARL.ENABLED": True,
 }
+
+
+def register_study_images(folder: Path, num_objects: list[int]) -> str:
+    """Register images with these numbers of objects, and return the name of the dataset."""
+    name = "head_study_images"
+    register_images(name, folder, random_batch(num_objects))
+    return name
 
 
 def head_study_node(**values: object) -> CfgNode:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from analysis_models import labelled_images, small_detector
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from helpers import HEADS, ROOT, load_script, random_batch, register_images, small_cfg
@@ -39,9 +38,7 @@ def config(tmp_path):
         torch.save({"model": build_model(cfg).state_dict()}, tmp_path / f"{name}.pth")
     path = tmp_path / "config.yaml"
     path.write_text(cfg.dump())
-    yield path
-    DatasetCatalog.remove("three_images")
-    MetadataCatalog.remove("three_images")
+    return path
 
 
 def run(monkeypatch, config, *words, with_detector=True):
@@ -108,11 +105,7 @@ def test_equal_runs_do_not_differ(config, monkeypatch):
 @pytest.mark.slow
 def test_a_dataset_without_objects_is_reported_on(config, tmp_path, monkeypatch):
     register_images("nothing", tmp_path, random_batch([0, 0]))
-    try:
-        folder = run(monkeypatch, config, *two_runs(config), "--dataset", "nothing")
-    finally:
-        DatasetCatalog.remove("nothing")
-        MetadataCatalog.remove("nothing")
+    folder = run(monkeypatch, config, *two_runs(config), "--dataset", "nothing")
     page = (folder / "report.html").read_text()
     assert page.count("there is no positive") == 3
 

@@ -19,13 +19,11 @@ from head_study.report import About, differences, markdown, plot
 from head_study.results import Results, Row
 from head_study.runs import check_half, score_detector
 from head_study.strategies import Comparison, Strategies, read_strategies
-from head_study_models import PISA, detector_cfg, small_study
+from head_study_models import PISA, detector_cfg, register_study_images, small_study
 from helpers import (
     HEADS,
     ROOT,
     load_script,
-    random_batch,
-    register_images,
     small_retinanet_cfg,
 )
 from scipy import stats
@@ -44,11 +42,7 @@ class InThisProcess(ThreadPoolExecutor):
 
 @pytest.fixture
 def cfg(tmp_path):
-    name = "head_study_images"
-    register_images(name, tmp_path, random_batch([4, 0, 7, 3]))
-    yield detector_cfg(tmp_path, name)
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return detector_cfg(tmp_path, register_study_images(tmp_path, [4, 0, 7, 3]))
 
 
 @pytest.fixture
@@ -177,7 +171,6 @@ def test_sets_that_are_not_annotated_exhaustively_are_refused():
     MetadataCatalog.get("some_lvis").evaluator_type = "lvis"
     with pytest.raises(ValueError, match="'some_lvis' is not annotated exhaustively"):
         truth_of("some_lvis")
-    MetadataCatalog.remove("some_lvis")
 
 
 def test_what_fits_is_a_random_part_that_is_stated(cfg):

@@ -5,14 +5,19 @@ from unittest import mock
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from head_study import controls
 from head_study.cache import collate
 from head_study.controls import is_truth, permuted
-from head_study_models import PISA, detector_cfg, head_study_node, small_study
-from helpers import HEADS, load_script, random_batch, register_images, small_cfg
+from head_study_models import (
+    PISA,
+    detector_cfg,
+    head_study_node,
+    register_study_images,
+    small_study,
+)
+from helpers import HEADS, load_script, random_batch, small_cfg
 
 from pisa_d2.attention import Positives, isr_p_weights, isr_weights
 from pisa_d2.roi_heads import fast_rcnn
@@ -27,11 +32,7 @@ NAMES = {
 
 @pytest.fixture
 def dataset(tmp_path):
-    name = "head_study_images"
-    register_images(name, tmp_path, random_batch([4, 7]))
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return register_study_images(tmp_path, [4, 7])
 
 
 def test_values_are_permuted_among_the_samples_of_each_class():

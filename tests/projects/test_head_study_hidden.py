@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from head_study import cache, training
 from head_study.cache import Frozen, View
 from head_study.detector import load_detector
 from head_study.hidden import HiddenLabels, check_hidden, hide
-from head_study_models import detector_cfg, head_study_node, small_study
-from helpers import load_script, random_batch, register_images
+from head_study_models import detector_cfg, head_study_node, register_study_images, small_study
+from helpers import load_script
 
 from pisa_d2.regions import TargetsWithRegions
 
@@ -28,11 +28,7 @@ REGIONS = {
 
 @pytest.fixture
 def dataset(tmp_path):
-    name = "head_study_images"
-    register_images(name, tmp_path, random_batch([4, 7]))
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return register_study_images(tmp_path, [4, 7])
 
 
 def objects(num):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.events import EventStorage
@@ -10,8 +10,8 @@ from head_study import training
 from head_study.cache import Frozen, Views, collate, plan_cache, write_views
 from head_study.detector import build_head, head_config, head_weights, load_detector, with_options
 from head_study.training import batches, train_head
-from head_study_models import PISA, detector_cfg, small_study
-from helpers import HEADS, random_batch, register_images, sampled_by, stock
+from head_study_models import PISA, detector_cfg, register_study_images, small_study
+from helpers import HEADS, sampled_by, stock
 
 from pisa_d2.engine.seeding import seeded
 
@@ -21,11 +21,7 @@ SHAPE_OF_IMAGES = [4, 0, 7, 3]
 @pytest.fixture
 def dataset(tmp_path):
     """Four images; the second has no object."""
-    name = "head_study_images"
-    register_images(name, tmp_path, random_batch(SHAPE_OF_IMAGES))
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return register_study_images(tmp_path, SHAPE_OF_IMAGES)
 
 
 def frozen_of(cfg):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from helpers import HEADS, ROOT, load_script, random_batch, register_images, small_cfg
 from matplotlib.figure import Figure
 
@@ -15,9 +15,7 @@ def config(tmp_path):
     cfg = small_cfg("DATASETS.TEST", ("two_images",), "OUTPUT_DIR", str(tmp_path))
     path = tmp_path / "config.yaml"
     path.write_text(cfg.dump())
-    yield path
-    DatasetCatalog.remove("two_images")
-    MetadataCatalog.remove("two_images")
+    return path
 
 
 def run(monkeypatch, *words):
@@ -98,8 +96,6 @@ def test_regions_are_hatched_and_what_is_ignored_is_counted(tmp_path, monkeypatc
         (tmp_path / "config.yaml").write_text(cfg.dump())
         run(monkeypatch, "--config-file", tmp_path / "config.yaml", "--strategies", "random")
         rows.append(capsys.readouterr().out.splitlines()[:3])
-    DatasetCatalog.pop("crowded")
-    MetadataCatalog.pop("crowded")
 
     hatched = [[bool(p.get_hatch()) for a in f.axes[:2] for p in a.patches] for f in drawn]
     assert sum(hatched[0]) == 2 and not any(hatched[1])
