@@ -151,9 +151,11 @@ def total_loss(positives: Positives, predictor: Any) -> float:
 def find_raise(positives: Positives, chosen: Tensor, budget: float, predictor: Any) -> float:
     """Find the raise of the chosen logits that takes ``budget`` from the losses."""
     low, high = 0.0, HIGHEST_RAISE
+    before = losses_after(positives, chosen, 0.0, predictor)
     for _ in range(STEPS):
         middle = (low + high) / 2
-        if reduction(positives, chosen, middle, predictor) < budget:
+        after = losses_after(positives, chosen, middle, predictor)
+        if float((before - after).sum()) < budget:
             low = middle
         else:
             high = middle
