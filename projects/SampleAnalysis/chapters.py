@@ -11,6 +11,7 @@ from detection_figures import plot_average_precision, plot_detections
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
+from detectron2.modeling import GeneralizedRCNN
 from findings import Findings
 from html_report import Plot
 from loading import labelled_test_images, load_detector, rgb_image, samplers_of
@@ -120,7 +121,7 @@ class Report:
                 evaluations[name] = [self._evaluate(f.detections) for f in found]
         plots = [plot_ranks(scores), plot_score_by_iou(scores), plot_after_training(scores)]
         images = [describe_images(evaluations[name][0]) for name in compared]
-        pairs = most_different(*images, NUM_PICTURES)
+        pairs = most_different(images[0], images[1], NUM_PICTURES)
         pictures = [self._picture(pair[0].image_id) for pair in pairs]
         classes = dict(zip(self.ids, self.class_names, strict=True))
         plots.append(plot_detections(pairs, pictures, compared, classes))
@@ -167,7 +168,7 @@ class Report:
             plots.append(plot_what_if(outcomes, total, positives.most_per_object, *draws))
         return plots
 
-    def _observe(self, weights: str) -> tuple[Findings, nn.Module]:
+    def _observe(self, weights: str) -> tuple[Findings, GeneralizedRCNN]:
         """One pass over the images, with everything that the figures of one detector need."""
         torch.manual_seed(self.seed)
         model = load_detector(self.cfg, weights)

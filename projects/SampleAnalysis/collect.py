@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from dataset_detections import Detections
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.modeling.roi_heads import CascadeROIHeads
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from pisa_d2.hlr import hierarchical_local_rank
 from pisa_d2.ranking import ImageLayout, rank_negatives
+from pisa_d2.roi_heads import PISAMixin
 from pisa_d2.samplers import BatchSampler, Candidates, Quota
 from pisa_d2.samplers.candidates import is_positive
 
@@ -33,7 +35,7 @@ FROZEN_PARTS = ("backbone", "proposal_generator")
 
 
 def predict_proposals(
-    heads: nn.Module, features: dict[str, Tensor], proposals: Instances, target: Instances
+    heads: PISAMixin, features: dict[str, Tensor], proposals: Instances, target: Instances
 ) -> tuple[Candidates, tuple[Tensor, Tensor]]:
     """
     Match the proposals of an image as in training, and predict what samplers need.
@@ -58,7 +60,7 @@ class Observer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: GeneralizedRCNN,
         samplers: dict[str, BatchSampler],
         ranked_above: float,
         nms_thresh: float,
@@ -152,7 +154,8 @@ class Observer:
         if inputs["image_id"] == self.scene_of:
             findings.sampled = SampledImage(inputs, len(target), samples)
         if all(name in samples for name in COMPARED):
-            uneven = unevenness(*(samples[name] for name in COMPARED), len(target))
+            random, balanced = (samples[name] for name in COMPARED)
+            uneven = unevenness(random, balanced, len(target))
             if uneven > self._unevenness:
                 self._unevenness = uneven
                 of_compared = {name: samples[name] for name in COMPARED}

@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from box_drawing import draw_boxes, label_box, show_image
 from coco_scores import SIZES, Evaluation, average_precision
 from html_report import Plot, Table
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,7 +24,7 @@ LOOSE = (SKY, "--", "right at IoU 0.5 only")
 WRONG = (ORANGE, ":", "wrong at IoU 0.5")
 LOOKS = (RIGHT, LOOSE, WRONG)
 STYLES = ((BLUE, "-"), (ORANGE, "--"))  # of the two detectors
-MISSED = {"fc": (0, 0, 0, 0.25), "ec": "black", "hatch": "//", "lw": 0.8}
+MISSED: dict[str, Any] = {"fc": (0, 0, 0, 0.25), "ec": "black", "hatch": "//", "lw": 0.8}
 
 
 def plot_detections(
@@ -64,7 +66,9 @@ def plot_detections(
                 ]
                 for d in result.detections
             ]
-    handles = [Line2D([], [], color=c, ls=s, lw=2.5, label=text) for c, s, text in LOOKS]
+    handles: list[Artist] = [
+        Line2D([], [], color=c, ls=s, lw=2.5, label=text) for c, s, text in LOOKS
+    ]
     handles.append(Patch(**MISSED, label="object missed at IoU 0.5"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return Plot(
@@ -153,7 +157,7 @@ def plot_average_precision(
     by_size.set_title("by size of the object (COCO: 32 and 96 pixels squared)")
     kinds = [count_mistakes(results) for results in images]
     _mistake_bars(by_kind, kinds, names)
-    rows = [
+    rows: list[list[Any]] = [
         [kind, label, *(float(v[row]) for v in of_first), *(float(v[row]) for v in of_second)]
         + [float(v[row]) for v in change]
         for kind, (of_first, of_second, change) in groups.items()
@@ -262,8 +266,8 @@ def _bars(axes: Axes, labels: list[str], group: Group, names: list[str], rows: l
         at = x + 0.38 * (i - 0.5)
         axes.bar(at, value, 0.36, color=color, label=name, yerr=reach, capsize=3, alpha=0.85)
     many = len(rows) > 6
-    placed = {"rotation": 30 * many, "ha": "right" if many else "center"}
-    axes.set_xticks(x, labels, parse_math=False, **placed)
+    align = "right" if many else "center"
+    axes.set_xticks(x, labels, parse_math=False, rotation=30 * many, ha=align)
     axes.set(ylabel="AP (0.5 to 0.95), in %", ylim=(0, 100))
     axes.legend()
 
@@ -271,7 +275,7 @@ def _bars(axes: Axes, labels: list[str], group: Group, names: list[str], rows: l
 def _mistake_bars(axes: Axes, kinds: list[dict[str, int]], names: list[str]) -> None:
     x = np.arange(len(KINDS))
     for i, (counts, name, (color, _)) in enumerate(zip(kinds, names, STYLES, strict=True)):
-        bars = axes.bar(x + 0.38 * (i - 0.5), counts.values(), 0.36, color=color, alpha=0.85)
+        bars = axes.bar(x + 0.38 * (i - 0.5), list(counts.values()), 0.36, color=color, alpha=0.85)
         axes.bar_label(bars)
         bars.set_label(f"{name}, {sum(counts.values())} in all")
     axes.set_xticks(x, KINDS)

@@ -23,6 +23,7 @@ from pisa_d2.samplers import Candidates
 IOU_EDGES = np.linspace(0, 1, 41)
 LOSS_EDGES = np.geomspace(1e-3, 10, 41)
 FINE_IOU_EDGES = np.linspace(0, 1, 101)
+KINDS = ("positives", "negatives")
 
 
 @dataclass
@@ -83,9 +84,6 @@ class ScoreStatistics:
         default_factory=lambda: {kind: Histogram(IOU_EDGES) for kind in KINDS}
     )
     num_images: int = 0
-
-
-KINDS = ("positives", "negatives")
 
 
 @dataclass

@@ -133,10 +133,11 @@ def reduce_colors(image: Image.Image) -> Image.Image:
     of_maps = [[colormaps[name](i / 23)[:3] for i in range(24)] for name in ("viridis", "tab20")]
     lines = [to_rgb(color) for color in (*PALETTE, "white")] + of_maps[0] + of_maps[1]
     fixed = sorted({tuple(round(255 * part) for part in color) for color in lines})
-    own = image.quantize(NUM_COLORS).getpalette()[: 3 * NUM_COLORS]
+    own = image.quantize(NUM_COLORS).getpalette()
+    assert own is not None  # a quantized image has a palette
     palette = Image.new("P", (1, 1))
     # Of colours that are nearly equal, the first is taken.
-    palette.putpalette([*(part for color in fixed for part in color), *own])
+    palette.putpalette([*(part for color in fixed for part in color), *own[: 3 * NUM_COLORS]])
     return image.quantize(palette=palette, dither=Image.Dither.NONE)
 
 

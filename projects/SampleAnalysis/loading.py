@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import pisa_d2  # noqa: F401  # isort: skip  (before detectron2: it patches 0.6)
 
@@ -12,8 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.modeling import build_model
-from torch import nn
+from detectron2.modeling import GeneralizedRCNN, build_model
 
 from pisa_d2.config import read_config
 from pisa_d2.data import KeepRegions, register_from_config
@@ -78,7 +78,7 @@ def with_samplers(cfg: CfgNode, positive: str, negative: str) -> CfgNode:
     return cfg
 
 
-def load_detector(cfg: CfgNode, weights: str) -> nn.Module:
+def load_detector(cfg: CfgNode, weights: str) -> GeneralizedRCNN:
     """
     Load a detector in eval mode.
 
@@ -108,7 +108,10 @@ def labelled_test_images(cfg: CfgNode) -> Callable[[dict], dict]:
     """
     resize = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     mapper = DatasetMapper(cfg, is_train=True, augmentations=[resize])
-    return KeepRegions(mapper) if cfg.MODEL.IGNORED_REGIONS.ENABLED else mapper
+    if not cfg.MODEL.IGNORED_REGIONS.ENABLED:
+        return mapper
+    # KeepRegions returns None only where its mapper does; DatasetMapper never does.
+    return cast(Callable[[dict], dict], KeepRegions(mapper))
 
 
 def rgb_image(inputs: dict, cfg: CfgNode) -> np.ndarray:

@@ -68,7 +68,7 @@ def plot_lower_loss(
         "the same boxes, two sets of scores\nringed: the box that NMS keeps", fontsize=10
     )
     of_boxes.legend(loc="upper left", fontsize=9)
-    x0, y0, x1, y1 = *found.boxes[:, :2].min(axis=0), *found.boxes[:, 2:].max(axis=0)
+    (x0, y0), (x1, y1) = found.boxes[:, :2].min(axis=0), found.boxes[:, 2:].max(axis=0)
     pad = 0.15 * max(x1 - x0, y1 - y0)
     picture.set_xlim(max(x0 - pad, 0), min(x1 + pad, image.shape[1]))
     picture.set_ylim(min(y1 + pad, image.shape[0]), max(y0 - pad, 0))

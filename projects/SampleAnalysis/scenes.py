@@ -1,18 +1,17 @@
 """Single images: their ranked boxes, the samples chosen in them, and their scored boxes."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 from findings import RankedBoxes, Scene, ScoredBoxes, as_numpy
 from sampling_picture import Samples
-from torch import Tensor, nn
+from torch import Tensor
 
 from pisa_d2.hlr import hierarchical_local_rank, local_rank
 from pisa_d2.ordering import at_least_float32
 from pisa_d2.ranking import ImageLayout, groups_of_eligible
 from pisa_d2.regions import TargetsWithRegions, inside_regions
+from pisa_d2.roi_heads import PISAMixin
 from pisa_d2.samplers import Candidates
 from pisa_d2.samplers.candidates import is_positive
 
@@ -113,7 +112,7 @@ def ranked_boxes(
 
 
 def scored_boxes(
-    heads: nn.Module,
+    heads: PISAMixin,
     inputs: dict,
     candidates: Candidates,
     outputs: tuple[Tensor, Tensor],
@@ -127,7 +126,7 @@ def scored_boxes(
         probs: its probabilities.
         proposals: of the image.
     """
-    predictor: Any = heads.box_branch.predictor
+    predictor = heads.box_branch.predictor
     num_classes, size = heads.num_classes, proposals[0].image_size
     probs = probs[:, :num_classes]
     rows = is_positive(candidates.classes, num_classes).nonzero()[:, 0]

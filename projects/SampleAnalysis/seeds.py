@@ -19,7 +19,7 @@ class OverSeeds(NamedTuple):
     half: np.ndarray
 
     @classmethod
-    def of(cls, values: Sequence[np.ndarray] | Sequence[float]) -> "OverSeeds":
+    def of(cls, values: Sequence[np.ndarray | float]) -> "OverSeeds":
         """
         Args:
             values: of each seed, all of one shape.
@@ -43,6 +43,8 @@ class OverSeeds(NamedTuple):
         return f"{mean:+.{digits}f} ({mean - half:+.{digits}f} to {mean + half:+.{digits}f})"
 
 
-def over_seeds(values: Sequence[np.ndarray], baseline: Sequence[np.ndarray]) -> OverSeeds:
+def over_seeds(
+    values: Sequence[np.ndarray | float], baseline: Sequence[np.ndarray | float]
+) -> OverSeeds:
     """Return the paired differences to the baseline, seed by seed."""
     return OverSeeds.of([a - b for a, b in zip(values, baseline, strict=True)])

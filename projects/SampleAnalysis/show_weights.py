@@ -16,7 +16,7 @@ from box_drawing import draw_boxes, show_image
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.utils.events import EventStorage
 from loading import dataset_of, labelled_test_images, rgb_image, setup
 from matplotlib.cm import ScalarMappable
@@ -40,7 +40,7 @@ class WeightedBoxes:
     carl: np.ndarray
 
 
-def load_model(output_dir: Path) -> tuple[CfgNode, torch.nn.Module]:
+def load_model(output_dir: Path) -> tuple[CfgNode, GeneralizedRCNN]:
     cfg = setup(str(output_dir / "config.yaml"), ["MODEL.DEVICE", "cpu"])
     model = build_model(cfg)
     DetectionCheckpointer(model, save_dir=str(output_dir)).resume_or_load("", resume=True)
@@ -48,7 +48,7 @@ def load_model(output_dir: Path) -> tuple[CfgNode, torch.nn.Module]:
 
 
 @torch.no_grad()
-def weigh_positives(model: torch.nn.Module, inputs: dict) -> WeightedBoxes:
+def weigh_positives(model: GeneralizedRCNN, inputs: dict) -> WeightedBoxes:
     """
     Args:
         model: a GeneralizedRCNN with PISA's heads.

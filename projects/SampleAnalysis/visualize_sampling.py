@@ -15,7 +15,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
@@ -29,11 +29,12 @@ from loading import (
     with_samplers,
 )
 from sampling_picture import Samples, draw_samples
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from pisa_d2.pictures import picture_names
 from pisa_d2.regions import TargetsWithRegions, inside_regions
+from pisa_d2.roi_heads import PISAMixin
 
 
 @dataclass
@@ -70,8 +71,8 @@ def parse_strategy(text: str) -> tuple[str, tuple[str, str]]:
 
 
 def heads_of_strategies(
-    cfg: CfgNode, model: nn.Module, strategies: dict[str, tuple[str, str]]
-) -> dict[str, nn.Module]:
+    cfg: CfgNode, model: GeneralizedRCNN, strategies: dict[str, tuple[str, str]]
+) -> dict[str, PISAMixin]:
     """Build the model's ROI heads with the samplers of each strategy."""
     heads = {}
     for name, samplers in strategies.items():
@@ -83,7 +84,7 @@ def heads_of_strategies(
 
 
 @torch.no_grad()
-def sample(model: nn.Module, heads: dict[str, nn.Module], inputs: dict) -> dict[str, Samples]:
+def sample(model: GeneralizedRCNN, heads: dict[str, PISAMixin], inputs: dict) -> dict[str, Samples]:
     """Choose samples by each strategy among the same proposals of one image with its instances."""
     images = model.preprocess_image([inputs])
     features = model.backbone(images.tensor)
@@ -97,7 +98,7 @@ def sample(model: nn.Module, heads: dict[str, nn.Module], inputs: dict) -> dict[
     return chosen
 
 
-def count_ignored(heads: nn.Module, proposals: list[Instances], target: Instances) -> int:
+def count_ignored(heads: PISAMixin, proposals: list[Instances], target: Instances) -> int:
     if heads.ignored_ioa_thresh is None:
         return 0
     [candidates] = heads.match(proposals, [target])

@@ -108,8 +108,9 @@ def gather(images: Iterable[ScoredBoxes]) -> Positives:
         first += int(image.objects.max()) + 1 if len(image.objects) else 0
         if image.rest_logits is not None:
             rest.append(image.rest_logits.double())
-    values = [torch.cat(parts) for parts in found.values()]
-    return Positives(*values, torch.cat(rest) if rest else None)
+    classes, objects, ious, losses, own_logits = (torch.cat(parts) for parts in found.values())
+    rest_logits = torch.cat(rest) if rest else None
+    return Positives(classes, objects, ious, losses, own_logits, rest_logits)
 
 
 def choices(positives: Positives) -> dict[str, Tensor]:
