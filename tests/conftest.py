@@ -23,7 +23,7 @@ from torch import Tensor
 from pisa_d2 import PROPOSAL_MATCHER_REGISTRY, PROPOSAL_SAMPLER_REGISTRY
 
 # The same examples on every run and machine.
-settings.register_profile("pisa_d2", derandomize=True, deadline=None, max_examples=100)
+settings.register_profile("pisa_d2", derandomize=True, deadline=None, max_examples=50)
 # Other examples on every run, unless pytest has a --hypothesis-seed: see `make fuzz`.
 settings.register_profile(
     "fuzz", deadline=None, max_examples=int(os.getenv("FUZZ_EXAMPLES", "20000"))

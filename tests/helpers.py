@@ -86,10 +86,20 @@ def load_cfg(name: str, *opts: object) -> CfgNode:
     return cfg
 
 
+# A ResNet of 50 layers and few channels, which is built and trained several times as fast as one of
+# 18 layers, whose channels are fixed. It is linear but for its ReLUs, and magnifies its input.
+THIN_RESNET: list[object] = [
+    *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.NORM", "FrozenBN"),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.PIXEL_STD", [4000.0, 4000.0, 4000.0]),
+]
+
+
 def small_cfg(*opts: object) -> CfgNode:
     """A PISA Faster R-CNN that takes a training step in a tenth of a second."""
     return load_cfg(
         "BCCD/pisa_faster_rcnn_R_18_FPN.yaml",
+        *THIN_RESNET,
         *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32),
         *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 100, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 100),
         *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 32),
@@ -101,6 +111,7 @@ def small_retinanet_cfg(*opts: object) -> CfgNode:
     """A PISA RetinaNet that takes a training step in a tenth of a second."""
     return load_cfg(
         "BCCD/pisa_retinanet_R_18_FPN.yaml",
+        *THIN_RESNET,
         *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.RETINANET.NUM_CONVS", 1),
         *opts,
     )
@@ -112,7 +123,7 @@ HEADS: dict[str, list[object]] = {
     "PISARes5ROIHeads": [
         *("MODEL.ROI_HEADS.NAME", "PISARes5ROIHeads"),
         *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res4"]),
-        *("MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32, 64]]),
+        *("MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32, 64]]),
         *("MODEL.RPN.IN_FEATURES", ["res4"], "MODEL.ROI_HEADS.IN_FEATURES", ["res4"]),
     ],
     "PISACascadeROIHeads": [
@@ -236,16 +247,14 @@ def register_images(
     MetadataCatalog.get(name).thing_classes = list(class_names)
 
 
-def run_training(
-    script: Path, config: Path, datasets: Path, output: Path, *words: str, fails: bool = False
-) -> str:
+def run_training(script: Path, config: Path, datasets: Path, output: Path, *words: str) -> str:
     """Run a train_net.py, and return its output; on an error, fail with the end of it."""
     options = ["--config-file", str(config), *words, "OUTPUT_DIR", str(output)]
     command = [sys.executable, str(script), *options]
     env = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
     result = subprocess.run(command, env=env, cwd=output.parent, capture_output=True, text=True)
-    assert (result.returncode != 0) == fails, result.stdout[-3000:] + result.stderr[-3000:]
-    return result.stderr if fails else result.stdout
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
 
 
 def read_metrics(output: Path) -> list[dict]:

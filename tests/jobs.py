@@ -9,6 +9,7 @@ import sys
 from helpers import (
     REGIONS_ON,
     ROOT,
+    THIN_RESNET,
     load_cfg,
     random_batch,
     small_cfg,
@@ -28,6 +29,7 @@ from detectron2.utils.events import EventStorage
 # A model of a few milliseconds per step, images of three sizes, and 9 iterations.
 OPTIONS = [
     *("MODEL.DEVICE", "cpu", "SEED", "1", "TEST.EXPECTED_RESULTS", "[]"),
+    *map(str, THIN_RESNET),
     *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.CONV_DIM", "32"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32"),
     *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "100", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50"),

@@ -41,6 +41,7 @@ def test_a_missing_operator_is_named_when_it_is_used():
     assert not hasattr(operators, "__path__")
 
 
+@pytest.mark.slow
 @needs_no_operators
 def test_coco_evaluation_and_training_import_without_operators_and_without_noise():
     result = run(

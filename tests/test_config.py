@@ -1,6 +1,7 @@
 import math
 import re
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import detectron2
@@ -324,6 +325,7 @@ def test_an_unknown_key_is_refused():
         new_cfg("MODEL.PISA.ISR_P.GAMA", 1.0)
 
 
+@cache
 def build_without_memory(config):
     """Build the model of a config at full size, on the device without numbers."""
     with torch.device("meta"):

@@ -134,6 +134,7 @@ def test_heads_trace_with_samplers_that_need_predictions(name):
     assert_instances_allclose(ours, plain, size_as_tensor=True)
 
 
+@pytest.mark.slow
 def test_the_page_on_deployment_is_a_program(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "deployment.md").read_text()

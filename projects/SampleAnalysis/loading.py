@@ -83,14 +83,19 @@ def load_detector(cfg: CfgNode, weights: str) -> GeneralizedRCNN:
     Load a detector in eval mode.
 
     Raises:
-        ValueError: the model is not a two-stage detector of this package.
+        ValueError: the model is not a two-stage detector of this package with an RPN.
     """
     model = build_model(cfg).eval()
-    if not isinstance(getattr(model, "roi_heads", None), PISAMixin):
+    if not isinstance(model, GeneralizedRCNN) or model.proposal_generator is None:
         raise ValueError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} with MODEL.ROI_HEADS.NAME "
-            f"{cfg.MODEL.ROI_HEADS.NAME!r} has no ROI heads with PISAMixin, whose samples could be "
-            "shown. Name the config of a two-stage detector."
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} with "
+            f"MODEL.PROPOSAL_GENERATOR.NAME {cfg.MODEL.PROPOSAL_GENERATOR.NAME!r} is no two-stage "
+            "detector with proposals of its own. Name the config of one."
+        )
+    if not isinstance(model.roi_heads, PISAMixin):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME!r} are no heads with PISAMixin, whose "
+            "samples could be shown. Name heads of this package, or add the mixin to yours."
         )
     DetectionCheckpointer(model).load(weights)
     return model

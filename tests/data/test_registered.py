@@ -34,6 +34,7 @@ def make_cfg(*entries: list[str]) -> CfgNode:
     return cfg
 
 
+@pytest.mark.slow
 def test_importing_the_package_registers_no_name():
     code = (
         "import pisa_d2, pisa_d2.train_net; from detectron2.data import DatasetCatalog as d;"

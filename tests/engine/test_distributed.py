@@ -19,6 +19,8 @@ from jobs import (
 from pisa_d2.data import make_digits
 from pisa_d2.engine import EXIT_SAVED, launch
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -56,7 +58,6 @@ def test_without_pisa_that_gradient_is_stock_detectron2s(uninterrupted):
     torch.testing.assert_close(off, stock, rtol=0, atol=0)
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_stopped_twice_and_killed_ends_as_if_it_had_been_left_alone(
     uninterrupted, datasets, tmp_path
 ):
@@ -98,7 +99,6 @@ def test_a_run_that_is_killed_stopped_twice_and_killed_ends_as_if_it_had_been_le
     assert (losses["iteration"], losses["lr"]) == (expected["iteration"], expected["lr"])
 
 
-@pytest.mark.slow
 def test_torchrun_ends_with_the_error_of_its_processes(datasets, tmp_path):
     words = [*TORCHRUN, *command("train_net.py", tmp_path), "SOLVER.IMS_PER_BATCH", "3"]
     status, printed = run(words, datasets)

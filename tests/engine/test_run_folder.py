@@ -97,6 +97,7 @@ def hold(folder, *words):
     return process
 
 
+@pytest.mark.slow
 def test_a_folder_is_refused_while_another_training_runs_in_it_and_free_when_that_is_killed(
     tmp_path,
 ):

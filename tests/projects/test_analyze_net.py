@@ -8,7 +8,15 @@ import torch
 from analysis_models import labelled_images, small_detector
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from helpers import HEADS, ROOT, load_script, random_batch, register_images, small_cfg
+from helpers import (
+    HEADS,
+    load_script,
+    random_batch,
+    register_images,
+    small_cfg,
+    small_retinanet_cfg,
+    stock,
+)
 from torchvision import ops
 
 analyze = load_script("projects/SampleAnalysis/analyze_net.py")
@@ -138,9 +146,20 @@ def test_config_keys_after_the_last_run_are_not_checkpoints():
     assert words == ["ISR", "a/ISR.pth", "b.pth"]
 
 
-def test_one_stage_detectors_are_refused():
-    cfg = analyze.make_cfg(str(ROOT / "configs/BCCD/retinanet_R_18_FPN.yaml"), [])
-    with pytest.raises(ValueError, match="RetinaNet"):
+@pytest.mark.parametrize(
+    "cfg, message",
+    [
+        (small_retinanet_cfg(), "'PISARetinaNet'.* no two-stage detector"),
+        (small_cfg("MODEL.META_ARCHITECTURE", "ProposalNetwork"), "'ProposalNetwork'"),
+        (
+            small_cfg("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"),
+            "proposals of its own",
+        ),
+        (small_cfg(*stock("PISAROIHeads")), "'StandardROIHeads' are no heads with PISAMixin"),
+    ],
+)
+def test_other_models_than_two_stage_detectors_with_the_mixin_are_refused(cfg, message):
+    with pytest.raises(ValueError, match=message):
         loading.load_detector(cfg, "")
 
 

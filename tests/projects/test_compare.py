@@ -189,6 +189,7 @@ def test_a_strategy_that_the_grid_has_not_is_refused(grid, monkeypatch, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failed_run_names_its_log_and_the_others_go_on(runs, grid, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"plain on A, seed 4, failed.*seed4.train\.log"):
         compare.train(runs[0], threads=1)
