@@ -64,7 +64,9 @@ def losses(model, batch):
         return model.train()(batch)
 
 
-@pytest.mark.parametrize("name", YAML)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if "mask" in n else n for n in YAML]
+)
 def test_weights_and_batch_give_the_losses_of_the_yaml_file(name):
     cfg, lazy = load_cfg(f"{pisa(YAML[name])}.yaml"), load(pisa(name))
     if "retinanet" not in name:

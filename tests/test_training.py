@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.events import EventStorage
-from helpers import COCO, PLAIN, has_coco, load_cfg, methods_of, random_batch
+from helpers import COCO, PLAIN, THIN_RESNET, has_coco, load_cfg, methods_of, random_batch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -18,7 +18,9 @@ from pycocotools import mask as coco_mask
 def reduced(config, *opts):
     """Make every part of a config small."""
     cfg = load_cfg(config, "MODEL.WEIGHTS", "")
-    if cfg.MODEL.RESNETS.DEPTH >= 50:
+    if cfg.MODEL.RESNETS.DEPTH < 50:
+        cfg.merge_from_list(THIN_RESNET)
+    else:
         cfg.MODEL.RESNETS.DEPTH = 50
         cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 1 if cfg.MODEL.RESNETS.NUM_GROUPS > 1 else 8
         cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 16

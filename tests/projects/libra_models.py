@@ -6,7 +6,7 @@ import libra
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import Backbone, build_model
-from helpers import ROOT
+from helpers import ROOT, THIN_RESNET
 from torch import nn
 
 PROJECT = ROOT / "projects" / "LibraRCNN"
@@ -31,14 +31,14 @@ def load(name, *opts):
 
 
 SMALL = [
-    *("MODEL.WEIGHTS", "", "MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32),
+    *("MODEL.WEIGHTS", "", *THIN_RESNET),
+    *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32),
     *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 100, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 100),
     *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 32),
 ]
 # Overrides that make the RetinaNet for COCO as small as the model for BCCD.
 SMALL_RETINANET = [
-    *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
-    *("MODEL.RESNETS.NORM", "GN", "MODEL.FPN.NORM", "GN", "MODEL.BACKBONE.FREEZE_AT", 0),
+    *("MODEL.FPN.NORM", "GN", "MODEL.BACKBONE.FREEZE_AT", 0),
     *("MODEL.RETINANET.NUM_CLASSES", 3, "MODEL.RETINANET.NUM_CONVS", 1),
 ]
 

@@ -277,7 +277,7 @@ JOINT = ["MODEL.ROI_HEADS.HARD_SAMPLER.JOINT", True]
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("positive", POSITIVE)
 @pytest.mark.parametrize("negative", NEGATIVE)
-@pytest.mark.parametrize("pisa", [[], ALL_OFF], ids=["pisa", "plain"])
+@pytest.mark.parametrize("pisa", [[], pytest.param(ALL_OFF, marks=pytest.mark.slow)])
 def test_any_positive_sampler_trains_with_any_negative_one(heads, positive, negative, pisa):
     model = build(*HEADS[heads], *sampled_by(positive, negative), *pisa)
     losses = losses_of(model, random_batch([3, 0, 5]))

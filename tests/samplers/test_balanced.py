@@ -92,7 +92,7 @@ def test_bins_cut_the_interval_up_to_the_background_threshold(num_bins):
 @pytest.mark.parametrize("as_tensors", [False, True])
 def test_the_bins_cut_the_range_that_comes_with_the_candidates(negative_range, as_tensors):
     low, high = negative_range
-    ious = torch.linspace(low, high, 400)[1:-1]
+    ious = torch.linspace(low, high, 401)[1:-1]  # none on the border between two bins
     if as_tensors:
         negative_range = tuple(torch.tensor(negative_range))
     chosen = IoUBalancedSampler(num_bins=3)(candidates(ious, None, negative_range), 90)
