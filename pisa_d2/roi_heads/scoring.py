@@ -22,8 +22,8 @@ MAX_BYTES_AT_A_TIME = 2**29
 # On a CPU, logits are summarised in parts of this many numbers, which fit its cache: with 1,203
 # classes that takes half the time.
 MAX_CACHED_LOGITS = 2**21
-# Up to this size the pooled features of all boxes are kept; above it, those of the chosen boxes are
-# pooled again.
+# Up to this size the pooled features of all boxes are kept; above it, the chosen boxes are pooled
+# again.
 MAX_BYTES_KEPT = 2**30
 # The output size of poolers without an attribute that has it.
 _USUAL_SIZE = (7, 7)

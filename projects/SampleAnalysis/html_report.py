@@ -113,7 +113,7 @@ def write_report(
 
 
 def _save(plot: Plot, folder: Path) -> str:
-    """Write the picture, its numbers and those of its caption; return the PNG in base64."""
+    """Write the picture and the numbers that it and its caption show; return the PNG in base64."""
     buffer, small = io.BytesIO(), io.BytesIO()
     plot.figure.savefig(buffer, format="png")
     reduce_colors(Image.open(buffer).convert("RGB")).save(small, format="png", optimize=True)

@@ -15,6 +15,6 @@ def small_detector(*opts: object) -> tuple[CfgNode, nn.Module]:
 
 
 def labelled_images(num_objects: list[int]) -> list[dict]:
-    """Model inputs of these numbers of objects, as they come from a data set."""
+    """Model inputs of these numbers of objects, as they come from a dataset."""
     batch = random_batch(num_objects)
     return [{**x, "image_id": i, "height": 96, "width": 128} for i, x in enumerate(batch)]

@@ -232,7 +232,7 @@ def test_raised_scores_are_those_of_raised_logits(scored):
 
 @pytest.mark.parametrize("use_sigmoid", [False, True])
 def test_raised_scores_and_losses_are_those_of_all_logits(use_sigmoid):
-    """Beside the logits of all classes, of which two numbers per positive are kept."""
+    """Next to the logits of all classes, of which two numbers per positive are kept."""
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(20, 4, generator=generator)
     classes = torch.randint(3, (20,), generator=generator)

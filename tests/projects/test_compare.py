@@ -82,7 +82,7 @@ def test_a_grid_is_run_seed_by_seed_in_folders_of_their_own(runs):
     assert len({run.folder for run in runs}) == len(runs)
 
 
-def test_a_strategy_has_seeds_of_its_own_for_each_data_set(tmp_path):
+def test_a_strategy_has_seeds_of_its_own_for_each_dataset(tmp_path):
     grid = yaml.safe_load(GRID)
     grid["seeds"] = {"A": [1], "B": [2]}
     grid["strategies"]["twice, x 2"]["seeds"] = {"A": [2, 3], "B": []}

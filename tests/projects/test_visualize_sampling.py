@@ -10,7 +10,7 @@ visualize = load_script("projects/SampleAnalysis/visualize_sampling.py")
 
 @pytest.fixture
 def config(tmp_path):
-    """A small model's config and weights, and a data set of two images, one without objects."""
+    """A small model's config and weights, and a dataset of two images, one without objects."""
     register_images("two_images", tmp_path, random_batch([4, 0]))
     cfg = small_cfg("DATASETS.TEST", ("two_images",), "OUTPUT_DIR", str(tmp_path))
     path = tmp_path / "config.yaml"

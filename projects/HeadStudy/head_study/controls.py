@@ -33,8 +33,8 @@ def add_head_study_config(cfg: CfgNode) -> None:
     cfg.HEAD_STUDY = CfgNode()
     # A name in CONTROLS, with ControlROIHeads or ControlRes5ROIHeads; empty for none.
     cfg.HEAD_STUDY.CONTROL = ""
-    # Share of the labels of each training image that is hidden, and what is left of these:
-    # "background" (nothing) or "regions" (to ignore), see hidden.py. For studies alone.
+    # Share of the labels of each training image that is hidden, and whether each leaves
+    # "background" or a region to ignore ("regions"): see hidden.py. For studies alone.
     cfg.HEAD_STUDY.HIDDEN_LABELS = 0.0
     cfg.HEAD_STUDY.HIDDEN_AS = "background"
 

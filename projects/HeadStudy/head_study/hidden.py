@@ -1,8 +1,8 @@
 """
 Hides a share of the labels of training images, to measure what missing labels cost.
 
-``HEAD_STUDY.HIDDEN_LABELS`` is the share, and ``HEAD_STUDY.HIDDEN_AS`` says what is left of them:
-nothing ("background"), or regions to ignore ("regions").
+``HEAD_STUDY.HIDDEN_LABELS`` is the share. ``HEAD_STUDY.HIDDEN_AS`` is "background", or
+"regions" to leave a region to ignore for each.
 """
 
 from collections.abc import Sequence

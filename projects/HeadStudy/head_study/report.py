@@ -81,7 +81,7 @@ class Difference(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether the family as a whole calls this a difference."""
+        """True if this is a difference after the correction for the whole family."""
         return self.holm is not None and self.holm < SIGNIFICANT
 
 
