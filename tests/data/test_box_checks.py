@@ -86,21 +86,3 @@ def test_a_tiny_image_may_have_boxes_of_a_pixel():
     warnings = []
     check_boxes(Objects([{**record, "annotations": [annotation]}]), warnings.append)
     assert warnings == []
-
-
-def test_the_objects_of_several_images_keep_their_order_when_some_are_dropped():
-    rng = np.random.default_rng(1)
-    dicts = []
-    for i in range(30):
-        good = rng.random(rng.integers(6)) < 0.7
-        annotations = [
-            {"bbox": [1, 1, 5, 5] if keep else [1, 1, 1, 5], "bbox_mode": XYXY, "number": j}
-            for j, keep in enumerate(good)
-        ]
-        dicts.append({"file_name": f"{i}.jpg", "width": 9, "height": 9, "annotations": annotations})
-    dicts.append({"file_name": "without", "width": 9, "height": 9})
-    checked = check_boxes(Objects(dicts), lambda text: None).dicts
-    for before, after in zip(dicts, checked, strict=True):
-        kept = [a for a in before.get("annotations", []) if a["bbox"][2] == 5]
-        assert after.get("annotations", []) == kept
-        assert {**after, "annotations": None} == {**before, "annotations": None} or not kept

@@ -1,9 +1,7 @@
 import copy
 import functools
-import json
 import logging
 import math
-import re
 
 import numpy as np
 import pytest
@@ -45,21 +43,6 @@ def records(folder, *annotations):
 def register(dicts, classes=("a", "b", "c")):
     register_dataset(NAME, lambda: dicts, thing_classes=list(classes))
     return dicts
-
-
-def write_coco(folder, **changes):
-    content = {
-        "images": [{"id": 7, "file_name": "0.jpg", "width": 100, "height": 80}],
-        "annotations": [
-            {"id": 1, "image_id": 7, "bbox": [1, 2, 3, 4], "category_id": 5, "iscrowd": 0}
-        ],
-        "categories": [{"id": 5, "name": "thing"}],
-        **changes,
-    }
-    path = folder / "instances.json"
-    path.write_text(json.dumps(content))
-    register_coco_instances(NAME, {}, str(path), str(folder))
-    return path
 
 
 BAD_BOXES = {
@@ -156,100 +139,9 @@ def test_images_elsewhere_are_not_looked_for():
     check_dataset([{"file_name": "s3://bucket/1.jpg"}, {"image": "in memory"}], NAME)
 
 
-@pytest.mark.parametrize("category", [3, -1, 1.0, None, "0", [0]])
-def test_a_category_out_of_range_names_the_file_and_the_range(folder, category):
-    dicts = register(records(folder, [annotation()], [annotation(category_id=category)]))
-    value = re.escape(repr(category))
-    match = rf"1\.jpg' has category_id = {value}, but the dataset has 3.*from 0 to 2"
-    with pytest.raises(ValueError, match=match):
-        check_dataset(dicts, NAME)
-
-
-def test_more_classes_in_the_data_than_in_the_config_are_an_error(folder):
-    dicts = register(records(folder, [annotation(category_id=2)]))
-    match = r"category_id = 2, but MODEL\.ROI_HEADS\.NUM_CLASSES is 2"
-    with pytest.raises(ValueError, match=match):
-        check_dataset(dicts, NAME, Needs(classes=Classes("MODEL.ROI_HEADS.NUM_CLASSES", 2)))
-
-
-@pytest.mark.parametrize("num", [2, 80])
-def test_another_number_of_classes_than_that_of_the_data_is_refused(folder, num):
-    dicts = register(records(folder, [annotation()]))
-    match = (
-        rf"NUM_CLASSES = {num}, but dataset '{NAME}' has 3 class\(es\): a, b, c. Set the key to 3"
-    )
-    with pytest.raises(ValueError, match=match):
-        check_dataset(dicts, NAME, Needs(classes=Classes("MODEL.ROI_HEADS.NUM_CLASSES", num)))
-
-
-@pytest.mark.parametrize("crowd", [None, "0", 0.0, False, 1, True, "1"])
-def test_iscrowd_is_read_in_any_usual_form(folder, crowd):
-    dicts = records(folder, [annotation(iscrowd=crowd), annotation()])
-    (record,) = check_dataset(dicts, NAME)
-    assert record["annotations"][0]["iscrowd"] == (crowd in (1, "1"))
-
-
-@pytest.mark.parametrize("crowd", [2, "yes", [0], math.nan])
-def test_another_iscrowd_is_an_error(folder, crowd):
-    dicts = records(folder, [annotation()], [annotation(iscrowd=crowd)])
-    with pytest.raises(ValueError, match=rf"1\.jpg' has iscrowd = {re.escape(repr(crowd))}: "):
-        check_dataset(dicts, NAME)
-
-
-@pytest.mark.parametrize("size", [None, "100", 0, -100, 99.5, math.nan, math.inf, True, [100]])
-def test_a_size_that_is_no_number_of_pixels_is_an_error(folder, size):
-    (record,) = records(folder, [annotation()])
-    with pytest.raises(ValueError, match=rf"'{NAME}': '{folder}/0\.jpg' has height = .*pixels"):
-        check_dataset([{**record, "height": size}], NAME)
-
-
-def test_whole_sizes_of_other_types_become_integers(folder):
-    (record,) = records(folder, [annotation()])
-    (checked,) = check_dataset([{**record, "width": 100.0, "height": np.int64(80)}], NAME)
-    assert checked == record
-    assert type(checked["width"]) is type(checked["height"]) is int
-
-
-def test_images_with_only_crowds_are_named(folder, caplog):
-    crowd = annotation(iscrowd=1)
-    dicts = records(folder, [crowd, crowd], [crowd, annotation()], [])
-    assert check_dataset(dicts, NAME) == dicts
-    (warning,) = caplog.messages
-    assert f"1 image(s) have only crowd boxes, which are not objects to train on: '{folder}/0" in (
-        warning
-    )
-
-
-@pytest.mark.parametrize(
-    "annotations", [[], [annotation(iscrowd=1)], [annotation((5, 5, 5, 9))]], ids=str
-)
-def test_a_data_set_without_objects_is_refused_for_training(folder, annotations):
-    dicts = records(folder, annotations, [])
-    with pytest.raises(ValueError, match=rf"'{NAME}' has 2 image\(s\) but no object to train on"):
-        check_dataset(dicts, NAME, Needs(train=True, objects=True))
-    assert len(check_dataset(dicts, NAME, Needs(train=True))) == 2
-
-
 def test_a_data_set_without_images_is_refused():
     with pytest.raises(ValueError, match=f"'{NAME}' has no images"):
         check_dataset([], NAME, Needs(test=True))
-
-
-@pytest.mark.parametrize("listed", [True, False])
-def test_an_evaluation_without_objects_is_refused_unless_the_file_lists_no_annotations(
-    folder, listed
-):
-    path = write_coco(folder, annotations=[])
-    if not listed:
-        content = json.loads(path.read_text())
-        del content["annotations"]
-        path.write_text(json.dumps(content))
-    check_when_loaded([NAME], "DATASETS.TEST", Needs(test=True))
-    if listed:
-        with pytest.raises(ValueError, match=f"'{NAME}' has 1 image.*no object to evaluate with"):
-            DatasetCatalog.get(NAME)
-    else:
-        assert len(DatasetCatalog.get(NAME)) == 1
 
 
 def test_data_without_boxes_such_as_of_semantic_segmentation_is_left_alone(folder):

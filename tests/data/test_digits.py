@@ -20,34 +20,11 @@ from pisa_d2.data.digits import make_digits, register_digits, split_sources
 datasets = pytest.importorskip("sklearn.datasets")
 
 SMALL = {"num_train": 12, "num_val": 5, "seed": 3}
-# Scan, left and upper edge, height and width of the digits of an image.
-SCENE = [
-    (484, 144, 81, (109, 79)),
-    (553, 159, 37, (57, 39)),
-    (73, 197, 95, (20, 15)),
-    (135, 6, 10, (79, 53)),
-    (29, 94, 55, (55, 33)),
-    (314, 6, 88, (24, 17)),
-]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_digits(tmp_path_factory.mktemp("data"), **SMALL)
-
-
-def place(num_images: int, style: drawing.Style, seed: int = 0) -> list[list[drawing.Digit]]:
-    """Place the digits of images."""
-    scans, labels = datasets.load_digits(return_X_y=True)
-    sources = np.arange(len(labels))
-    rng = np.random.default_rng(seed)
-    scans = scans.reshape(-1, 8, 8)
-    return [drawing.place_digits(scans, sources, rng, style) for _ in range(num_images)]
-
-
-@pytest.fixture(scope="module")
-def scenes() -> list[list[drawing.Digit]]:
-    return place(60, drawing.Style())
 
 
 @pytest.fixture
@@ -66,40 +43,12 @@ def read_json(folder: Path, split: str) -> dict[str, Any]:
     return json.loads((folder / "annotations" / f"instances_{split}.json").read_text())
 
 
-def iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
-    width = max(min(a[2], b[2]) - max(a[0], b[0]), 0)
-    height = max(min(a[3], b[3]) - max(a[1], b[1]), 0)
-    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b)]
-    return width * height / (sum(areas) - width * height)
-
-
-def visible_pixels(scene: list[drawing.Digit]) -> list[set[tuple[int, int]]]:
-    """Find the (x, y) of each digit's ink that no later digit's ink covers, one by one."""
-    visible: list[set[tuple[int, int]]] = []
-    for digit in scene:
-        height, width = digit.opacity.shape
-        ink = {
-            (digit.x + x, digit.y + y)
-            for y in range(height)
-            for x in range(width)
-            if digit.opacity[y, x] >= drawing.INK
-        }
-        visible = [pixels - ink for pixels in visible] + [ink]
-    return visible
-
-
 def test_the_seed_decides_every_byte(folder: Path, tmp_path: Path):
     again = contents(make_digits(tmp_path / "again", **SMALL))
     assert again == contents(folder)
     other = contents(make_digits(tmp_path / "other", **{**SMALL, "seed": 4}))
     assert other.keys() == again.keys()
     assert all(other[name] != again[name] for name in again)
-
-
-def test_the_digits_of_the_results_are_drawn_as_ever():
-    """The tables of docs/results.md are about these images."""
-    (scene,) = place(1, drawing.Style())
-    assert [(digit.source, digit.x, digit.y, digit.opacity.shape) for digit in scene] == SCENE
 
 
 def test_a_smaller_data_set_is_the_beginning_of_a_larger_one(folder: Path, tmp_path: Path):
@@ -171,59 +120,6 @@ def test_annotated_boxes_are_tight_around_what_is_painted(
             # Thinner ink, down to none, fades out beyond the box.
             outside[max(y - 6, 0) : y + height + 6, max(x - 6, 0) : x + width + 6] = 0
         assert outside.max() == 0
-
-
-def test_boxes_are_those_of_the_visible_ink(scenes: list[list[drawing.Digit]]):
-    for scene in scenes[:20]:
-        owner = drawing.topmost(scene)
-        for index, pixels in enumerate(visible_pixels(scene)):
-            xs, ys = zip(*pixels, strict=True)
-            expected = (min(xs), min(ys), max(xs) + 1, max(ys) + 1)
-            assert drawing.ink_box(owner == index) == expected
-
-
-def test_digits_overlap_but_stay_visible(scenes: list[list[drawing.Digit]]):
-    overlaps = []
-    for scene in scenes:
-        boxes = []
-        for digit, pixels in zip(scene, visible_pixels(scene), strict=True):
-            assert len(pixels) >= drawing.Style.min_visible * (digit.opacity >= drawing.INK).sum()
-            xs, ys = zip(*pixels, strict=True)
-            boxes.append((min(xs), min(ys), max(xs) + 1, max(ys) + 1))
-        overlaps += [iou(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
-    assert max(overlaps) <= drawing.Style.max_iou
-    assert sum(overlap > 0.1 for overlap in overlaps) >= 20
-
-
-def test_sizes_are_small_medium_and_large_and_some_images_empty(
-    scenes: list[list[drawing.Digit]],
-):
-    areas = np.array([digit.opacity.size for scene in scenes for digit in scene])
-    assert (areas < 32**2).sum() >= 50
-    assert ((areas >= 32**2) & (areas < 96**2)).sum() >= 50
-    assert (areas >= 96**2).sum() >= 5
-    counts = [len(scene) for scene in scenes]
-    assert min(counts) == 0
-    assert max(counts) == 9
-
-
-@pytest.mark.parametrize(("most", "least"), [(1, 1), (2, 1), (9, 3)])
-def test_images_have_as_many_digits_as_asked_for(most: int, least: int):
-    counts = {len(scene) for scene in place(60, drawing.Style(max_digits=most), seed=1)}
-    assert max(counts) == most
-    assert {*range(least, most + 1)} <= counts <= {*range(most + 1)}
-
-
-def test_easy_digits_are_few_large_and_apart():
-    scenes = place(60, drawing.EASY)
-    assert max(len(scene) for scene in scenes) == 5
-    heights, overlaps = [], []
-    for scene in scenes:
-        boxes = [drawing.ink_box(drawing.topmost(scene) == index) for index in range(len(scene))]
-        heights += [y1 - y0 for _, y0, _, y1 in boxes]
-        overlaps += [iou(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
-    assert min(heights) >= 32
-    assert max(overlaps) <= 0.15
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_easy"])

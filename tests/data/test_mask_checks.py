@@ -4,8 +4,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
-from pisa_d2.data.catalog import register_dataset
-from pisa_d2.data.checks import Needs, check_dataset, check_when_loaded
+from pisa_d2.data.checks import Needs, check_dataset
 
 NAME = "masked_for_tests"
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
@@ -117,21 +116,3 @@ def test_each_object_needs_its_keypoints(keypoints):
     match = rf"'s3://bucket/0\.jpg' has {num} keypoint numbers instead of 9.*NUM_KEYPOINTS = 3"
     with pytest.raises(ValueError, match=match):
         check_dataset(dicts, NAME, needs(keypoints=3))
-
-
-@pytest.mark.parametrize(
-    ("metadata", "match"),
-    [
-        ({}, r"does not name its keypoints.*keypoint_names=.*keypoint_flip_map="),
-        ({"keypoint_names": ["a", "b", "c"]}, "does not name its keypoints"),
-        (
-            {"keypoint_names": ["a"], "keypoint_flip_map": []},
-            "names 1 keypoints, a.* is 3",
-        ),
-    ],
-)
-def test_keypoints_without_names_are_refused_before_anything_is_loaded(metadata, match):
-    register_dataset(NAME, lambda: pytest.fail("loaded"), **metadata)
-    with pytest.raises(ValueError, match=match):
-        check_when_loaded([NAME], "DATASETS.TRAIN", needs(keypoints=3))
-    check_when_loaded([NAME], "DATASETS.TRAIN", needs())

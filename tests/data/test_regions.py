@@ -1,6 +1,5 @@
 import copy
 import json
-import logging
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from pycocotools import mask
 
 from pisa_d2.data import KeepRegions, register_datasets
 from pisa_d2.data.catalog import register_dataset
-from pisa_d2.data.checks import Needs, check_dataset
+from pisa_d2.data.regions import is_region, with_regions_as_crowds, without_regions_alone
 from pisa_d2.engine import build_train_loader
 from pisa_d2.regions import TargetsWithRegions
 
@@ -161,25 +160,6 @@ def test_a_dataset_of_regions_alone_is_refused(record):
         build_train_loader(cfg)
 
 
-@pytest.mark.parametrize(
-    ("on", "said"),
-    [
-        (True, "2 annotation(s) are regions to ignore"),
-        (False, "1 crowd box(es) are left out, so negatives are taken from there"),
-    ],
-)
-def test_the_check_counts_crowds_and_says_what_happens_to_them(record, caplog, on, said):
-    objects = [as_object(BOXES[0]), as_region(BOXES[1]), as_region(BOXES[2], "ignore")]
-    caplog.set_level(logging.INFO, "pisa_d2")
-    for annotations in (objects, objects[:1]):
-        needs = Needs(train=True, ignores_regions=on)
-        check_dataset([{**record, "image_id": 0, "annotations": annotations}], "mine", needs)
-    assert caplog.messages == [
-        m for m in caplog.messages if m.startswith(f"Dataset 'mine': {said}")
-    ]
-    assert len(caplog.messages) == 1
-
-
 @pytest.mark.parametrize("on", [True, False])
 @pytest.mark.parametrize("kind", ["coco", "voc"])
 def test_ignored_and_difficult_objects_of_a_users_data_are_regions_if_switched_on(
@@ -210,3 +190,32 @@ def test_ignored_and_difficult_objects_of_a_users_data_are_regions_if_switched_o
         if on:
             x1, _, x2, _ = targets.ignored_regions.tensor[0].tolist()
             assert len(targets.ignored_regions) == 1 and (x1, x2) == (24, 40)
+
+
+def test_crowds_and_annotations_to_ignore_are_regions():
+    kinds = [{}, {"iscrowd": 0, "ignore": 0}, {"iscrowd": 1}, {"ignore": 1}, {"ignore": True}]
+    assert [is_region(annotation) for annotation in kinds] == [False, False, True, True, True]
+
+
+def test_regions_become_crowds_on_copies_and_objects_stay():
+    annotations = [{"bbox": BOXES[0]}, {"ignore": 1}, {"iscrowd": 1}]
+    records = [{"annotations": annotations}, {"annotations": []}, {"image_id": 3}]
+    before = copy.deepcopy(records)
+    of_first, *others = with_regions_as_crowds(records)
+    assert records == before and others == before[1:]
+    assert of_first["annotations"] == [annotations[0], {"ignore": 1, "iscrowd": 1}, annotations[2]]
+
+
+def test_images_with_regions_alone_are_left_out_and_images_without_annotations_kept():
+    region, thing = as_region(BOXES[0]), as_object(BOXES[1])
+    mixed, alone, empty, unlabelled = (
+        {"annotations": [region, thing]},
+        {"annotations": [region, region]},
+        {"annotations": []},
+        {"image_id": 3},
+    )
+    kept = without_regions_alone([mixed, alone, empty, unlabelled])
+    assert kept == [mixed, empty, unlabelled]
+    assert without_regions_alone([]) == []
+    with pytest.raises(ValueError, match="All images of DATASETS.TRAIN have only regions to ign"):
+        without_regions_alone([alone, alone])
