@@ -165,21 +165,3 @@ def test_a_pair_takes_positives_up_to_their_fraction_and_fills_up_with_negatives
     assert set(choice.positives.tolist()) <= {0, 1, 6}
     assert set(choice.negatives.tolist()) <= {2, 3, 5, 7, 8, 9, 11}
     assert len(set(choice.indices.tolist())) == 8
-
-
-def test_rows_of_candidates_are_gathered_when_they_are_asked_for():
-    class Counted(torch.Tensor):
-        gathered = 0
-
-        def __getitem__(self, rows):
-            Counted.gathered += 1
-            return torch.Tensor(self)[rows]
-
-    ious = torch.rand(6).as_subclass(Counted)
-    image = Candidates(torch.rand(6, 4), ious, torch.arange(6), torch.arange(6), None, (0.1, 0.4))
-    rows = image.select(torch.tensor([4, 1]))
-    assert len(rows) == 2 and Counted.gathered == 0
-    assert torch.equal(rows.ious, torch.Tensor(ious)[[4, 1]])
-    assert rows.ious is rows.ious and Counted.gathered == 1
-    assert rows.predictions is None and rows.negative_range == (0.1, 0.4)
-    assert rows.select(torch.tensor([1])).objects.tolist() == [1]

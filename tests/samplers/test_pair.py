@@ -22,7 +22,7 @@ from pisa_d2.samplers import (
     RandomSampler,
     ScoreHLRSampler,
 )
-from pisa_d2.samplers.candidates import Joined, is_positive
+from pisa_d2.samplers.candidates import is_positive
 
 NUM_CLASSES = 3
 
@@ -121,24 +121,9 @@ def test_predictions_are_those_that_either_sampler_asks_for():
     assert not PairSampler(positive=RandomSampler(), negative=LargestFirst()).needs_predictions
 
 
-@pytest.mark.parametrize("needs", [("losses",), "scores", ["boxes", "cls_loss"]])
-def test_predictions_that_there_are_not_are_refused(needs):
+def test_predictions_that_there_are_not_are_refused():
     class Asking(LargestFirst):
-        needs_predictions = needs
+        needs_predictions = ("losses",)
 
     with pytest.raises(ValueError, match="needs_predictions = .*cls_losses.*ious"):
         PairSampler(positive=Asking(), negative=RandomSampler())
-
-
-def test_predictions_that_nobody_asked_for_are_an_error():
-    (candidates,) = batch_of(10)
-    candidates.predictions = Predictions(scores=torch.rand(10))
-    for some in (candidates, candidates.select(torch.arange(3)), Joined([candidates] * 2)):
-        assert some.predictions.scores.ndim == 1
-        with pytest.raises(AttributeError, match="no boxes: add it to the sampler"):
-            _ = some.predictions.boxes
-
-
-def test_the_range_of_joined_images_is_asked_of_each():
-    with pytest.raises(AttributeError, match="differs between images"):
-        _ = Joined(batch_of(3, 4)).negative_range
