@@ -1,11 +1,13 @@
 import pytest
 import torch
+from helpers import random_boxes
 from oracles import slow_negative_weights, slow_positive_weights
 from torch import tensor
 from torch.testing import assert_close
 
 from pisa_d2.hlr import hierarchical_local_rank, nms_groups
 from pisa_d2.isr import negative_weights, positive_weights, weights_of_positive_ranks
+from pisa_d2.ranking import ImageLayout, rank_negatives
 from pisa_d2.reweighting import importance
 
 
@@ -84,3 +86,24 @@ def test_negative_weights_are_those_of_the_loop_and_positives_count_for_nothing(
     weights = negative_weights(of_all, negative, losses, gamma=gamma, beta=beta)
     assert_close(weights[rows], tensor([expected[i] for i in rows.tolist()]))
     assert_close((weights * losses)[rows].sum(), losses[rows].sum())
+
+
+def test_weights_are_made_without_copies_to_the_host(as_on_gpu):
+    generator = torch.Generator().manual_seed(0)
+    ious, losses = torch.rand(2, 40, generator=generator)
+    objects, classes = torch.randint(6, (40,), generator=generator), torch.arange(40) % 3
+    weights = positive_weights(as_on_gpu(ious), objects, classes, losses)
+    expected = positive_weights(ious, objects, classes, losses)
+    torch.testing.assert_close(weights.as_subclass(torch.Tensor), expected)
+
+    boxes, negative = random_boxes(40, generator), torch.arange(40) % 4 > 0
+
+    def weigh(scores, boxes, negative):
+        layout = ImageLayout([15, 0, 25], torch.device("cpu"))
+        ranks = rank_negatives(boxes, scores, negative & (scores > 0.05), layout, 0.5)
+        n_max = layout.counts(negative).max()
+        return negative_weights(importance(ranks, n_max), negative, losses)
+
+    weights = weigh(as_on_gpu(ious), as_on_gpu(boxes), as_on_gpu(negative))
+    expected = weigh(ious, boxes, negative)
+    torch.testing.assert_close(weights.as_subclass(torch.Tensor), expected)

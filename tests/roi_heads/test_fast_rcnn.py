@@ -11,9 +11,6 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou, nms
 
 from pisa_d2.config import CARL, ISR, NegativeISR
-from pisa_d2.isr import negative_weights, positive_weights
-from pisa_d2.ranking import ImageLayout, rank_negatives
-from pisa_d2.reweighting import importance
 from pisa_d2.roi_heads.fast_rcnn import PISAFastRCNNOutputLayers
 from pisa_d2.roi_heads.sample_fields import IMPORTANCE_FIELD, OBJECT_FIELD, matched_objects
 
@@ -459,46 +456,11 @@ def test_an_own_classification_loss_counts_with_all_parts_off():
     torch.testing.assert_close(ours["loss_box_reg"], stock["loss_box_reg"])
 
 
-def test_the_importance_of_a_class_is_its_own_where_n_max_says_so():
-    ious, losses = torch.linspace(0.5, 0.9, 12), torch.ones(12)
-    classes = torch.tensor([0] * 9 + [1] * 3)
-    shared, own = (
-        positive_weights(ious, torch.arange(12), classes, losses, gamma=1.0, n_max=n_max)
-        for n_max in ("shared", "class")
-    )
-    # Ranks 8 to 0 of 9 and 2 to 0 of 3: if shared, the rare class weighs (9 - r) / 9 instead.
-    expected = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 9, 7, 8, 9]) / 9
-    torch.testing.assert_close(shared, expected * 12 / expected.sum())
-    expected = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 9, 3, 6, 9]) / 9
-    torch.testing.assert_close(own, expected * 12 / expected.sum())
-
-
 def test_a_part_that_is_switched_off_is_none():
     cfg = small_cfg(*switch(False, True, False))
     predictor = PISAFastRCNNOutputLayers(cfg, ShapeSpec(channels=8))
     assert predictor.isr_p is None and predictor.carl is None
     assert predictor.isr_n is not None
-
-
-def test_weights_are_made_without_copies_to_the_host(as_on_gpu):
-    generator = torch.Generator().manual_seed(0)
-    ious, losses = torch.rand(2, 40, generator=generator)
-    objects, classes = torch.randint(6, (40,), generator=generator), torch.arange(40) % 3
-    weights = positive_weights(as_on_gpu(ious), objects, classes, losses)
-    expected = positive_weights(ious, objects, classes, losses)
-    torch.testing.assert_close(weights.as_subclass(torch.Tensor), expected)
-
-    boxes, negative = random_boxes(40, generator), torch.arange(40) % 4 > 0
-
-    def weigh(scores, boxes, negative):
-        layout = ImageLayout([15, 0, 25], torch.device("cpu"))
-        ranks = rank_negatives(boxes, scores, negative & (scores > 0.05), layout, 0.5)
-        n_max = layout.counts(negative).max()
-        return negative_weights(importance(ranks, n_max), negative, losses)
-
-    weights = weigh(as_on_gpu(ious), as_on_gpu(boxes), as_on_gpu(negative))
-    expected = weigh(ious, boxes, negative)
-    torch.testing.assert_close(weights.as_subclass(torch.Tensor), expected)
 
 
 def test_scalars_show_the_method_every_20_iterations(storage):
