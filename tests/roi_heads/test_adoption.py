@@ -16,7 +16,6 @@ from helpers import HEADS, random_batch, sampled_by, small_cfg, switch
 from torch import nn
 
 from pisa_d2 import PISACascadeROIHeads, PISAFastRCNNOutputLayers, PISAMixin, PISAROIHeads
-from pisa_d2.roi_heads.description import describe
 from pisa_d2.settings import CARL, ISR
 
 pytestmark = pytest.mark.usefixtures("storage")
@@ -231,11 +230,3 @@ def test_one_line_says_what_is_active(caplog):
     (line,) = [r.getMessage() for r in caplog.records if "PISAHeads:" in r.getMessage()]
     assert "RandomSampler (positives) and RandomSampler (negatives); ISR-P, CARL." in line
     assert "Replaces Own.label_and_sample_proposals" in line
-
-
-def test_the_stages_of_a_cascade_are_told_apart_in_that_line(caplog):
-    opts = [*HEADS["PISACascadeROIHeads"], "MODEL.PISA.CASCADE_STAGES", [2]]
-    heads = make(PISACascadeROIHeads, *opts)
-    assert "stage 0: no part of PISA; stage 1: no part of PISA; stage 2: ISR-P, ISR-N, CARL" in (
-        describe(heads, PISAMixin)
-    )
