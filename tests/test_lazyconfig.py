@@ -1,22 +1,16 @@
-"""configs/LazyConfig, with the models and schedules of the yaml files, and its training script."""
-
-import argparse
+"""configs/LazyConfig, with the models and schedules of the yaml files."""
 
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import build_augmentation
-from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.solver import LRMultiplier, build_lr_scheduler, build_optimizer
 from detectron2.utils.events import EventStorage
 from helpers import ROOT, batch_with_masks, flatten, load_cfg, random_batch
 from omegaconf import ListConfig, OmegaConf
 
-from pisa_d2 import PISACascadeROIHeads, PISARetinaNet, PISAROIHeads, lazyconfig_train_net
-from pisa_d2.data import make_digits
-from pisa_d2.engine import LazyTrainer
+from pisa_d2 import PISACascadeROIHeads, PISARetinaNet, PISAROIHeads
 from pisa_d2.samplers import RandomSampler
 from pisa_d2.settings import CARL, ISR, NegativeISR
 
@@ -126,73 +120,3 @@ def test_solver_and_augmentation_are_those_of_the_yaml_file(name):
     names = cfg.DATASETS
     assert (lazy.dataloader.train.dataset.names,) == tuple(names.TRAIN)
     assert (lazy.dataloader.test.dataset.names,) == tuple(names.TEST)
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    make_digits(root, num_train=8, num_val=2)
-    return root / "digits"
-
-
-@pytest.fixture
-def overrides(digits, monkeypatch):
-    """Make overrides for an even smaller model, on a dataset that they register."""
-    monkeypatch.setattr(DatasetCatalog, "data", dict(DatasetCatalog.data))
-    small = "[{_target_: detectron2.data.transforms.ResizeShortestEdge, short_edge_length: 64}]"
-    train, val = (
-        [f"lazy_{part}", f"{digits}/annotations/instances_{part}.json", f"{digits}/{part}"]
-        for part in ("train", "val")
-    )
-    return [
-        *("train.device=cpu", "train.seed=1", "train.log_period=1", "train.max_iter=4"),
-        *("model.roi_heads.batch_size_per_image=16", "train.checkpointer.period=2"),
-        f"dataloader.train.mapper.augmentations={small}",
-        f"dataloader.test.mapper.augmentations={small}",
-        "dataloader.train.total_batch_size=2",
-        f"dataloader.register=[[{','.join(train)}],[{','.join(val)}]]",
-        *("dataloader.train.dataset.names=lazy_train", "dataloader.test.dataset.names=lazy_val"),
-    ]
-
-
-def arguments(overrides, output, **kwargs):
-    name = "LazyConfig/Digits/pisa_faster_rcnn_R_18_FPN.py"
-    opts = [*overrides, f"train.output_dir={output}"]
-    defaults = {"eval_only": False, "resume": False}
-    return argparse.Namespace(**{**defaults, "config_file": name, "opts": opts, **kwargs})
-
-
-class Stop(HookBase):
-    def after_step(self):
-        if self.trainer.iter == 2:
-            raise KeyboardInterrupt
-
-
-def test_an_interrupted_training_ends_as_if_it_had_not_been(overrides, tmp_path):
-    lazyconfig_train_net.main(arguments(overrides, tmp_path / "whole"))
-
-    args = arguments(overrides, tmp_path / "parts")
-    trainer = LazyTrainer(lazyconfig_train_net.setup(args))
-    trainer.register_hooks([Stop()])
-    trainer.resume_or_load(resume=False)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
-    results = lazyconfig_train_net.main(arguments(overrides, tmp_path / "parts", resume=True))
-    assert results is None
-
-    whole, parts = (
-        torch.load(tmp_path / name / "model_final.pth")["model"] for name in ("whole", "parts")
-    )
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
-
-    weights = f"train.init_checkpoint={tmp_path}/whole/model_final.pth"
-    args = arguments([*overrides, weights], tmp_path / "eval", eval_only=True)
-    assert "bbox" in lazyconfig_train_net.main(args)
-
-
-def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch):
-    from pisa_d2.engine import build_lazy_train_loader, lazy
-
-    monkeypatch.setattr(lazy.comm, "get_world_size", lambda: 3)
-    with pytest.raises(ValueError, match="total_batch_size = 16 is not allowed.*processes, 3"):
-        build_lazy_train_loader(dataset=[], mapper=dict, total_batch_size=16)
