@@ -80,7 +80,7 @@ def test_sigmoid_losses_are_summed_over_the_classes_that_count(monkeypatch, fede
         options["get_fed_loss_cls_weights"] = lambda: weights
     made = predictor(**options)
     if federated is not None:
-        # Of the classes are drawn 0, 2 and the background, which has no logit in this loss.
+        # The draw includes the background, which has no logit in this loss.
         drawn = tensor([*federated, NUM_CLASSES])
         monkeypatch.setattr(made, "get_fed_loss_classes", lambda *args, **kwargs: drawn)
     logits, classes = logits_and_classes()

@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 def samples(objects, classes, first_object=None):
-    """Make samples of an image that are matched to these of its four objects."""
+    """Match the samples of an image to these of its four objects."""
     gt_boxes = random_boxes(4, torch.Generator().manual_seed(0))[torch.tensor(objects)]
     proposals = Instances(IMAGE_SIZE)
     proposals.proposal_boxes = Boxes(gt_boxes + torch.arange(len(objects))[:, None])
@@ -66,7 +66,7 @@ def test_without_the_identity_of_objects_they_are_told_apart_by_class_and_box():
     assert objects[4:6] == [-1, -1]
     assert objects[0] == objects[2] and objects[6] == objects[7]
     assert len({*objects[:4]}) == 3 and not {*objects[:4]} & {*objects[6:]}
-    # Of the same box, but of different classes.
+    # Two objects with the same box differ by their class.
     first, second = matched_objects([samples([1, 1], [4, 5])], CPU).tolist()
     assert first != second
 
