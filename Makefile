@@ -29,7 +29,7 @@ train: .venv/installed ## train a small digit detector, or finish its training, 
 	@echo
 	@echo "To train on your own data, see README.md."
 
-test: lint ## lint, then run the tests: some minutes
+test: lint ## lint, then run the tests: 4 minutes on two cores
 	$(BIN)/pytest
 
 test-all: lint ## lint, then run all tests, including the slow ones

@@ -122,6 +122,7 @@ def test_retinanet_scripts():
     assert_instances_allclose(detector_postprocess(ours, *image.shape[1:]), plain)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", HEADS)
 def test_heads_trace_with_samplers_that_need_predictions(name):
     model = build(small_cfg(*FEW, *HEADS[name], *PREDICTED, *REGIONS_ON))
@@ -134,6 +135,7 @@ def test_heads_trace_with_samplers_that_need_predictions(name):
     assert_instances_allclose(ours, plain, size_as_tensor=True)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.slow
 def test_the_page_on_deployment_is_a_program(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
