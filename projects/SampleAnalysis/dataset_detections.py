@@ -60,16 +60,19 @@ class Detections:
         return arrays
 
     @cached_property
-    def _by_class(self) -> np.ndarray:
-        return np.argsort(self.arrays["classes"], kind="stable")
+    def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
+        """Indices that sort the detections by class, and the classes in this order."""
+        classes = self.arrays["classes"]
+        order = np.argsort(classes, kind="stable")
+        return order, classes[order]
 
     def of_class(self, class_: int) -> np.ndarray:
         """Indices of the detections of a class, in their sequence."""
-        if len(self._by_class) != len(self):
+        if len(self._by_class[0]) != len(self):
             del self._by_class
-        classes = self.arrays["classes"][self._by_class]
+        order, classes = self._by_class
         first, end = np.searchsorted(classes, [class_, class_ + 1])
-        return self._by_class[first:end]
+        return order[first:end]
 
     def results(self, rows: np.ndarray) -> list[dict]:
         """COCO results of some of them."""
