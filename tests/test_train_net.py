@@ -121,7 +121,7 @@ def test_bad_data_are_named_and_left_out_while_training_goes_on(bad_datasets, tm
     assert (tmp_path / "run" / "model_final.pth").is_file()
 
 
-def test_a_data_set_that_cannot_be_evaluated_names_the_types_that_can():
+def test_a_dataset_that_cannot_be_evaluated_names_the_types_that_can():
     MetadataCatalog.get("of_unknown_type").set(evaluator_type="unheard_of")
     trainer = load_script("train_net.py").Trainer
     cfg = load_cfg("BCCD/faster_rcnn_R_18_FPN.yaml")

@@ -92,7 +92,7 @@ def test_every_load_is_fresh(folder: Path, catalogs: None):
     assert [r["image_id"] for r in DatasetCatalog.get("bccd_test")] == ["empty", "cells"]
 
 
-def test_a_missing_data_set_says_where_it_should_be(tmp_path: Path):
+def test_a_missing_dataset_says_where_it_should_be(tmp_path: Path):
     with pytest.raises(FileNotFoundError) as caught:
         load_bccd(tmp_path / "BCCD", "train")
     for part in (str(tmp_path / "BCCD"), "DETECTRON2_DATASETS", "Annotations", "JPEGImages"):

@@ -121,7 +121,7 @@ def test_boxes_are_read_in_their_own_mode():
     assert not is_kept([130, 30, 140, 50], BoxMode.XYXY_ABS)
 
 
-def test_a_good_data_set_comes_back_as_it_is_without_a_word(folder, caplog):
+def test_a_good_dataset_comes_back_as_it_is_without_a_word(folder, caplog):
     dicts = register(records(folder, [annotation(), annotation(category_id=np.int64(2))], []))
     assert check_dataset(dicts, NAME, TRAIN) == dicts
     assert not caplog.messages
@@ -139,7 +139,7 @@ def test_images_elsewhere_are_not_looked_for():
     check_dataset([{"file_name": "s3://bucket/1.jpg"}, {"image": "in memory"}], NAME)
 
 
-def test_a_data_set_without_images_is_refused():
+def test_a_dataset_without_images_is_refused():
     with pytest.raises(ValueError, match=f"'{NAME}' has no images"):
         check_dataset([], NAME, Needs(test=True))
 

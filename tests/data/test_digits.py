@@ -51,7 +51,7 @@ def test_the_seed_decides_every_byte(folder: Path, tmp_path: Path):
     assert all(other[name] != again[name] for name in again)
 
 
-def test_a_smaller_data_set_is_the_beginning_of_a_larger_one(folder: Path, tmp_path: Path):
+def test_a_smaller_dataset_is_the_beginning_of_a_larger_one(folder: Path, tmp_path: Path):
     smaller = contents(make_digits(tmp_path, num_train=2, num_val=1, seed=3) / "train")
     larger = contents(folder / "train")
     assert smaller == {name: larger[name] for name in ("000001.jpg", "000002.jpg")}

@@ -135,6 +135,16 @@ def test_a_damaged_cache_or_one_that_cannot_be_written_costs_only_time(reads, tm
     assert len(reads) == 6
 
 
+def test_a_cache_of_another_version_is_not_read(reads, tmp_path):
+    path = str(save(tmp_path / "a.jpg"))
+    read_headers([path], "mine")
+    (cache,) = image_headers.cache_folder().glob("*.json")
+    content = json.loads(cache.read_text())
+    cache.write_text(json.dumps({**content, "version": content["version"] - 1}))
+    read_headers([path], "mine")
+    assert reads == [path, path]
+
+
 def test_processes_share_the_work(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     paths = [str(save(tmp_path / f"{i}.jpg")) for i in range(3)]

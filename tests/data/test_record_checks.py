@@ -125,11 +125,13 @@ def test_images_with_only_crowds_are_named(caplog):
 @pytest.mark.parametrize(
     "annotations", [[], [annotation(iscrowd=1)], [annotation(bbox=[5, 5, 5, 9])]], ids=str
 )
-def test_a_data_set_without_objects_is_refused_for_training(annotations):
+def test_a_dataset_without_objects_is_refused_for_training(annotations):
     dicts = records(annotations, [])
     with pytest.raises(ValueError, match=rf"'{NAME}' has 2 image\(s\) but no object to train on"):
         check_dataset(dicts, NAME, Needs(train=True, objects=True))
     assert len(check_dataset(dicts, NAME, Needs(train=True))) == 2
+    dicts = records(annotations, [annotation()])
+    assert len(check_dataset(dicts, NAME, Needs(train=True, objects=True))) == 2
 
 
 @pytest.mark.parametrize("listed", [True, False])

@@ -199,11 +199,12 @@ def test_crowds_and_annotations_to_ignore_are_regions():
 
 def test_regions_become_crowds_on_copies_and_objects_stay():
     annotations = [{"bbox": BOXES[0]}, {"ignore": 1}, {"iscrowd": 1}]
-    records = [{"annotations": annotations}, {"annotations": []}, {"image_id": 3}]
+    records = [{"image_id": 1, "annotations": annotations}, {"annotations": []}, {"image_id": 3}]
     before = copy.deepcopy(records)
     of_first, *others = with_regions_as_crowds(records)
     assert records == before and others == before[1:]
-    assert of_first["annotations"] == [annotations[0], {"ignore": 1, "iscrowd": 1}, annotations[2]]
+    changed = [annotations[0], {"ignore": 1, "iscrowd": 1}, annotations[2]]
+    assert of_first == {"image_id": 1, "annotations": changed}
 
 
 def test_images_with_regions_alone_are_left_out_and_images_without_annotations_kept():

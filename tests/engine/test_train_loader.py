@@ -105,7 +105,7 @@ def test_detectron2s_own_loader_serves_where_sizes_are_not_known(tmp_path):
     assert isinstance(build_train_loader(ungrouped), TrainLoader)
 
 
-def test_samplers_that_read_the_data_set_are_resumed_too(tmp_path):
+def test_samplers_that_read_the_dataset_are_resumed_too(tmp_path):
     make_digits(tmp_path, num_train=8, num_val=1)
     register_digits(tmp_path)
     repeat = ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"]

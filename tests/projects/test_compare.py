@@ -95,7 +95,7 @@ def test_a_strategy_has_seeds_of_its_own_for_each_dataset(tmp_path):
     ]
 
 
-def test_a_command_has_the_options_of_the_data_set_and_then_of_the_strategy(runs):
+def test_a_command_has_the_options_of_the_dataset_and_then_of_the_strategy(runs):
     run = find(runs, "A", "twice, x 2", 7)
     command = run.command()
     assert command[:3] == [sys.executable, str(ROOT / "train_net.py"), "--resume"]
