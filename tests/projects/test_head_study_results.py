@@ -12,7 +12,7 @@ from helpers import ROOT
 from scipy import stats
 
 PROJECT = ROOT / "projects/HeadStudy"
-# A folder for each set, with the report of each yaml file in plan/.
+# A folder for each study of a dataset, DATASET or DATASET_STUDY, with the reports of files in plan/.
 REPORTS = sorted(PROJECT.glob("results/*/*.md"))
 ids = [f"{path.parent.name} {path.stem}" for path in REPORTS]
 
@@ -59,7 +59,8 @@ def test_the_results_quote_the_reports():
     text = (ROOT / "docs/results.md").read_text()
     lines: dict[str, str] = {}
     for path in REPORTS:
-        lines[path.parent.name] = lines.get(path.parent.name, "") + path.read_text()
+        dataset = path.parent.name.partition("_")[0]
+        lines[dataset] = lines.get(dataset, "") + path.read_text()
     quoted = re.findall(r"^\| (\w+) \| ([^|]+) \| ([^|]+) \| ([+-][^|]+) \|$", text, re.MULTILINE)
     for dataset, name, baseline, interval in quoted:
         row = rf"^\| {re.escape(name)} \| {re.escape(baseline)} \| \d+ \| \**{re.escape(interval)}"
