@@ -12,7 +12,7 @@ from helpers import ROOT
 from scipy import stats
 
 PROJECT = ROOT / "projects/HeadStudy"
-# A folder for each study of a dataset, DATASET or DATASET_STUDY, with the reports of files in plan/.
+# A folder per study, DATASET or DATASET_STUDY, with the reports of yaml files in plan/
 REPORTS = sorted(PROJECT.glob("results/*/*.md"))
 ids = [f"{path.parent.name} {path.stem}" for path in REPORTS]
 
