@@ -66,3 +66,19 @@ def test_the_results_quote_the_reports():
         row = rf"^\| {re.escape(name)} \| {re.escape(baseline)} \| \d+ \| \**{re.escape(interval)}"
         assert re.search(row, lines[dataset.lower()], re.MULTILINE), (dataset, name, baseline)
     assert bool(quoted) == bool(REPORTS)
+
+
+def test_differences_in_sentences_stand_in_the_reports():
+    """Differences with two decimals are of these studies; any of a row's spreads can be named."""
+    known = set()
+    for path in REPORTS:
+        for mean, seeds, spreads in re.findall(
+            r"\| \**[+-]([\d.]+) ± ([\d.]+)\** \|(?: [^|]+ \|){4} (.+) \|$",
+            path.read_text(),
+            re.MULTILINE,
+        ):
+            known |= {f"{mean} ± {spread}" for spread in (seeds, *spreads.split(" | "))}
+    for document in ("README.md", "docs/results.md"):
+        text = re.sub(r"^\|.*$", "", (ROOT / document).read_text(), flags=re.MULTILINE)
+        named = re.findall(r"\b\d+\.\d\d\s±\s\d+\.\d\d\b", text)
+        assert named and {re.sub(r"\s", " ", difference) for difference in named} <= known
