@@ -56,7 +56,7 @@ class _Marks(NamedTuple):
     Detections of a class and a size range, highest score first; and the images that have objects.
     """
 
-    scores: np.ndarray  # float64 (D,)
+    scores: np.ndarray  # float32 (D,), as detectors give them
     images: np.ndarray  # int32 (D,)
     right: np.ndarray  # bits of (T, D), packed along T
     wrong: np.ndarray  # the same
@@ -218,7 +218,8 @@ def _collect(
     of_images: list[dict | None], evaluation: COCOeval, places: dict[int | str, int]
 ) -> _Marks:
     nothing = np.zeros((len(evaluation._paramsEval.iouThrs), 0), dtype=bool)
-    scores, images, right, wrong = [np.zeros(0)], [np.zeros(0, np.int32)], [nothing], [nothing]
+    scores, images = [np.zeros(0, np.float32)], [np.zeros(0, np.int32)]
+    right, wrong = [nothing], [nothing]
     num_objects: dict[int, int] = {}
     for image_id, result in zip(evaluation._paramsEval.imgIds, of_images, strict=True):
         if result is None:
@@ -228,7 +229,7 @@ def _collect(
             num_objects[place] = num
         matched = np.asarray(result["dtMatches"]) != 0
         counted = ~np.asarray(result["dtIgnore"], dtype=bool)
-        scores.append(np.asarray(result["dtScores"], dtype=np.float64))
+        scores.append(np.asarray(result["dtScores"], dtype=np.float32))
         images.append(np.full(len(result["dtScores"]), place, np.int32))
         right.append(matched & counted)
         wrong.append(~matched & counted)

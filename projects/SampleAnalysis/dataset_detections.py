@@ -63,7 +63,7 @@ class Detections:
     def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
         """Indices that sort the detections by class, and the classes in this order."""
         classes = self.arrays["classes"]
-        order = np.argsort(classes, kind="stable")
+        order = np.argsort(classes, kind="stable").astype(np.int32)
         return order, classes[order]
 
     def of_class(self, class_: int) -> np.ndarray:
