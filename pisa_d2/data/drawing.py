@@ -83,7 +83,7 @@ def draw_digit(scan: np.ndarray, size: float, angle: float) -> np.ndarray:
     """
     padded = np.pad(scan, 1)  # strokes reach the edge and need room to fade out
     side = round(size * len(padded) / len(scan))
-    image = Image.fromarray(np.uint8(padded * (255 / 16)))
+    image = Image.fromarray((padded * (255 / 16)).astype(np.uint8))
     image = image.resize((side, side), Image.Resampling.BICUBIC)
     image = image.rotate(angle, Image.Resampling.BICUBIC, expand=True)
     # Enlarging 8 pixels to 100 gives blurred blobs; a steeper ramp gives them sharp edges.
