@@ -218,7 +218,8 @@ def _collect(
     of_images: list[dict | None], evaluation: COCOeval, places: dict[int | str, int]
 ) -> _Marks:
     nothing = np.zeros((len(evaluation._paramsEval.iouThrs), 0), dtype=bool)
-    scores, images = [np.zeros(0, np.float32)], [np.zeros(0, np.int32)]
+    scores: list[np.ndarray] = [np.zeros(0, np.float32)]
+    images: list[np.ndarray] = [np.zeros(0, np.int32)]
     right, wrong = [nothing], [nothing]
     num_objects: dict[int, int] = {}
     for image_id, result in zip(evaluation._paramsEval.imgIds, of_images, strict=True):
