@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -257,15 +258,43 @@ def run_training(script: Path, config: Path, datasets: Path, output: Path, *word
     return result.stdout
 
 
+@contextmanager
+def locked_by_another_process(folder: Path) -> Iterator[None]:
+    """Let another process hold the lock of an output folder."""
+    script = f"import fcntl; f = open({str(folder / '.lock')!r}, 'w'); fcntl.lockf(f, 2)"
+    script += "; print(flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as other:
+        other.stdout.readline()
+        try:
+            yield
+        finally:
+            other.kill()
+
+
 def read_metrics(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "metrics.json").open()]
 
 
-def noise_image(path: Path, index: int) -> None:
-    """Write an image of noise, 64 pixels wide and 48 high."""
+def noise_image(
+    path: Path, index: int = 0, mode: str = "RGB", orientation: int | None = None, **options: object
+) -> Path:
+    """
+    Write an image of noise, 64 pixels wide and 48 high, and return its path.
+
+    Args:
+        index: the seed of the noise.
+        orientation: of EXIF.
+        options: for Pillow's format.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(index).integers(0, 255, (48, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
+    image = Image.fromarray(pixels).convert(mode)
+    if orientation is not None:
+        options["exif"] = exif = image.getexif()
+        exif[274] = orientation
+    image.save(path, **options)
+    return path
 
 
 def make_coco(

@@ -25,13 +25,6 @@ from pisa_d2.data.checks import usable_boxes
 from pisa_d2.evaluation import CheckedCOCOEvaluator, coco_truth
 
 
-@pytest.fixture(autouse=True)
-def catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what a test registers."""
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        monkeypatch.setattr(catalog, "data", dict(catalog.data))
-
-
 def perfect(record: dict[str, Any]) -> Instances:
     """Detect exactly the objects of an image."""
     objects = [a for a in record["annotations"] if not a.get("iscrowd")]

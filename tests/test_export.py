@@ -37,12 +37,6 @@ JOINT = [*sampled_by("HardSampler", "HardSampler"), "MODEL.ROI_HEADS.HARD_SAMPLE
 MASKS = ["MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16]
 
 
-@pytest.fixture
-def registries(monkeypatch):
-    for registry in (PROPOSAL_SAMPLER_REGISTRY, ROI_HEADS_REGISTRY):
-        monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
-
-
 def build(cfg):
     torch.manual_seed(0)
     model = build_model(cfg).eval()
@@ -86,7 +80,7 @@ def own_heads_with_own_samplers():
 
 
 @pytest.mark.parametrize("kind", ["masks", "own", pytest.param("joint", marks=pytest.mark.slow)])
-def test_heads_script_with_any_sampler(kind, registries):
+def test_heads_script_with_any_sampler(kind):
     opts = {
         "masks": lambda: [*MASKS, *PREDICTED, *REGIONS_ON],
         "own": own_heads_with_own_samplers,

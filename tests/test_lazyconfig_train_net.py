@@ -1,6 +1,5 @@
 import argparse
 import logging
-import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
+from helpers import locked_by_another_process
 
 from pisa_d2 import lazyconfig_train_net
 from pisa_d2.data import make_digits
@@ -118,14 +118,11 @@ def test_without_a_gpu_the_cpu_is_used_with_a_warning(tmp_path, monkeypatch, cap
 
 
 def test_a_second_training_in_a_folder_is_refused_before_anything_is_written(tmp_path):
-    script = f"import fcntl; f = open({str(tmp_path / '.lock')!r}, 'w'); fcntl.lockf(f, 2)"
-    script += "; print(flush=True); input()"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", script], **pipes) as other:
-        other.stdout.readline()
-        with pytest.raises(RuntimeError, match="Another training is running in"):
-            lazyconfig_train_net.main(arguments([], tmp_path))
-        other.kill()
+    with (
+        locked_by_another_process(tmp_path),
+        pytest.raises(RuntimeError, match="Another training is running in"),
+    ):
+        lazyconfig_train_net.main(arguments([], tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 

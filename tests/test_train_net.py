@@ -1,12 +1,18 @@
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser
-from helpers import ROOT, THIN_RESNET, load_cfg, load_script, read_metrics, run_training
+from helpers import (
+    ROOT,
+    THIN_RESNET,
+    load_cfg,
+    load_script,
+    locked_by_another_process,
+    read_metrics,
+    run_training,
+)
 
 from pisa_d2.data import make_digits, register_digits
 from pisa_d2.engine.run_folder import occupied
@@ -75,14 +81,11 @@ def test_a_run_trains_evaluates_resumes_and_is_evaluated_again(datasets, tmp_pat
 def test_a_second_training_in_a_folder_is_refused_before_anything_is_written(tmp_path):
     args = default_argument_parser().parse_args(["--config-file", str(DIGITS)])
     args.opts = ["OUTPUT_DIR", str(tmp_path)]
-    script = f"import fcntl; f = open({str(tmp_path / '.lock')!r}, 'w'); fcntl.lockf(f, 2)"
-    script += "; print(flush=True); input()"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", script], **pipes) as other:
-        other.stdout.readline()
-        with pytest.raises(RuntimeError, match="Another training is running in OUTPUT_DIR"):
-            main(args)
-        other.kill()
+    with (
+        locked_by_another_process(tmp_path),
+        pytest.raises(RuntimeError, match="Another training is running in OUTPUT_DIR"),
+    ):
+        main(args)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
@@ -175,8 +178,6 @@ def test_what_would_fail_or_falsify_a_run_ends_it_before_the_first_step(
     output = tmp_path / "run"
     words = [*SMALL, *opts, "OUTPUT_DIR", str(output)]
     args = default_argument_parser().parse_args(["--config-file", config, *words])
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        monkeypatch.setattr(catalog, "data", dict(catalog.data))
     register_digits(root)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         main(args)

@@ -45,14 +45,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what a test registers."""
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        monkeypatch.setattr(catalog, "data", dict(catalog.data))
-
-
-def test_every_split_is_registered(folder: Path, catalogs: None):
+def test_every_split_is_registered(folder: Path):
     register_bccd(folder.parent)
     for split in SPLITS:
         assert f"bccd_{split}" in DatasetCatalog
@@ -84,7 +77,7 @@ def test_the_warning_names_the_files_of_dropped_boxes(
     assert "cells.xml" not in message
 
 
-def test_every_load_is_fresh(folder: Path, catalogs: None):
+def test_every_load_is_fresh(folder: Path):
     register_bccd(folder.parent)
     DatasetCatalog.get("bccd_test")[0]["annotations"].clear()
     assert len(DatasetCatalog.get("bccd_test")[0]["annotations"]) == 3
@@ -120,7 +113,7 @@ def test_a_corrupt_annotation_is_named(folder: Path, content: str):
     assert str(path) in str(caught.value)
 
 
-def test_true_boxes_score_100_in_coco_evaluation(folder: Path, tmp_path: Path, catalogs: None):
+def test_true_boxes_score_100_in_coco_evaluation(folder: Path, tmp_path: Path):
     register_bccd(folder.parent)
     evaluator = COCOEvaluator("bccd_test", output_dir=str(tmp_path / "out"), distributed=False)
     evaluator.reset()

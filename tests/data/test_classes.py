@@ -5,7 +5,7 @@ import pisa_d2  # isort: skip  (before Detectron2, which it patches)
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 from helpers import make_coco, make_voc
 from ssd import add_ssd_config
@@ -20,13 +20,6 @@ KEYS = {
     "PISARetinaNet": "MODEL.RETINANET.NUM_CLASSES",
     "PISASSD": "MODEL.SSD.NUM_CLASSES",
 }
-
-
-@pytest.fixture(autouse=True)
-def catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what a test registers."""
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        monkeypatch.setattr(catalog, "data", dict(catalog.data))
 
 
 def make_cfg(entries: list[list[str]], *opts: object) -> CfgNode:

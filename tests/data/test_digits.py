@@ -28,10 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what a test registers, and make small datasets."""
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        monkeypatch.setattr(catalog, "data", dict(catalog.data))
+def small_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a registered dataset make few images."""
     monkeypatch.setattr(digits, "make_digits", functools.partial(make_digits, **SMALL))
 
 
@@ -123,7 +121,7 @@ def test_annotated_boxes_are_tight_around_what_is_painted(
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_easy"])
-def test_both_splits_are_registered(name: str, tmp_path: Path, catalogs: None):
+def test_both_splits_are_registered(name: str, tmp_path: Path, small_datasets: None):
     register_digits(tmp_path)
     for split in ("train", "val"):
         assert f"{name}_{split}" in DatasetCatalog
@@ -134,7 +132,7 @@ def test_both_splits_are_registered(name: str, tmp_path: Path, catalogs: None):
 
 
 def test_easy_digits_are_made_beside_the_others_and_are_other_images(
-    folder: Path, tmp_path: Path, catalogs: None
+    folder: Path, tmp_path: Path, small_datasets: None
 ):
     register_digits(tmp_path)
     records = DatasetCatalog.get("digits_easy_val")
@@ -146,7 +144,7 @@ def test_easy_digits_are_made_beside_the_others_and_are_other_images(
     assert all(ours[name] != theirs[name] for name in ours)
 
 
-def test_the_first_load_makes_what_detectron2_then_reads(tmp_path: Path, catalogs: None):
+def test_the_first_load_makes_what_detectron2_then_reads(tmp_path: Path, small_datasets: None):
     root = tmp_path / "not" / "there yet"
     register_digits(root)
     assert not root.exists()
@@ -159,7 +157,7 @@ def test_the_first_load_makes_what_detectron2_then_reads(tmp_path: Path, catalog
 
 
 def test_one_made_ahead_is_read_whatever_its_size_and_every_load_is_fresh(
-    tmp_path: Path, catalogs: None
+    tmp_path: Path, small_datasets: None
 ):
     make_digits(tmp_path, num_train=2, num_val=1, seed=8)
     register_digits(tmp_path)

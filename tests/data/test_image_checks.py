@@ -4,11 +4,11 @@ import sys
 import numpy as np
 import pytest
 from detectron2.data.detection_utils import read_image
+from helpers import noise_image
 from PIL import Image
 
 from pisa_d2.data.image_checks import Reading, check_images
 
-NOISE = np.random.default_rng(0).integers(256, size=(48, 64, 3), dtype=np.uint8)
 TRAIN = Reading(max_size=1333, skips_damaged=True)
 TEST = Reading(max_size=1333)
 FORMATS = {
@@ -31,21 +31,11 @@ def check(dicts, reading=TRAIN):
     return check_images(dicts, "mine", reading, warnings.append), warnings
 
 
-def save(path, mode="RGB", orientation=None, **options):
-    image = Image.fromarray(NOISE).convert(mode)
-    if orientation is not None:
-        exif = image.getexif()
-        exif[274] = orientation
-        options["exif"] = exif
-    image.save(path, **options)
-    return path
-
-
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "1", "LA"])
 def test_what_detectron2_reads_is_accepted(tmp_path, suffix, mode):
     try:
-        path = save(tmp_path / f"Bild ä 1 (копия) #%.{suffix}", mode)
+        path = noise_image(tmp_path / f"Bild ä 1 (копия) #%.{suffix}", mode=mode)
     except (OSError, ValueError):
         pytest.skip(f"{suffix} cannot have this mode")
     assert read_image(str(path), "BGR").shape == (48, 64, 3)
@@ -55,7 +45,7 @@ def test_what_detectron2_reads_is_accepted(tmp_path, suffix, mode):
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_the_size_is_that_of_the_image_as_detectron2_turns_it(tmp_path, orientation):
-    path = save(tmp_path / "a.jpg", orientation=orientation)
+    path = noise_image(tmp_path / "a.jpg", orientation=orientation)
     height, width, _ = read_image(str(path), "RGB").shape
     check([record(path, (width, height))])
     with pytest.raises(ValueError, match=rf"is {width} x {height}.*say {height} x {width}"):
@@ -63,13 +53,13 @@ def test_the_size_is_that_of_the_image_as_detectron2_turns_it(tmp_path, orientat
 
 
 def test_a_turned_image_whose_stored_size_was_annotated_is_explained(tmp_path):
-    path = save(tmp_path / "a.jpg", orientation=6)
+    path = noise_image(tmp_path / "a.jpg", orientation=6)
     with pytest.raises(ValueError, match=r"rotated by its EXIF tag.*exiftool -Orientation="):
         check([record(path)])
 
 
 def test_an_image_of_another_size_names_all_that_have_one(tmp_path):
-    dicts = [record(save(tmp_path / f"{i}.jpg")) for i in range(9)]
+    dicts = [record(noise_image(tmp_path / f"{i}.jpg")) for i in range(9)]
     for i in range(1, 8):
         dicts[i]["width"] = 640
     match = r"'mine': 7 of 9 images differ in size.*1\.jpg' is 64 x 48, .*say 640 x 48.*2 more"
@@ -78,7 +68,7 @@ def test_an_image_of_another_size_names_all_that_have_one(tmp_path):
 
 
 def test_an_image_without_a_size_in_its_annotations_is_fine(tmp_path):
-    dicts = [{"file_name": str(save(tmp_path / "a.jpg"))}, {"image": "in memory"}]
+    dicts = [{"file_name": str(noise_image(tmp_path / "a.jpg"))}, {"image": "in memory"}]
     assert check(dicts) == (dicts, [])
 
 
@@ -95,7 +85,7 @@ DAMAGES = {
 def test_damaged_images_are_left_out_of_training_and_refused_for_evaluation(
     tmp_path, suffix, damage
 ):
-    paths = [save(tmp_path / f"{i}.{suffix}") for i in range(2)]
+    paths = [noise_image(tmp_path / f"{i}.{suffix}") for i in range(2)]
     paths[1].write_bytes(DAMAGES[damage](paths[1].read_bytes()))
     dicts = [record(path) for path in paths]
     kept, (warning,) = check(dicts)
@@ -147,7 +137,7 @@ def test_deep_images_whose_values_fit_8_bits_are_accepted(tmp_path):
 
 
 def test_an_image_beyond_pillows_limit_is_refused(tmp_path, monkeypatch):
-    path = save(tmp_path / "a.jpg")
+    path = noise_image(tmp_path / "a.jpg")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 48 * 64 // 2 - 1)
     with pytest.raises(ValueError, match=rf"1 of 1 images have more pixels.*'{path}' \(Image size"):
         check([record(path)])
@@ -182,7 +172,7 @@ def test_an_image_of_which_resizing_leaves_nothing_is_refused(tmp_path, width, f
     ],
 )
 def test_missing_images_are_named_with_a_hint(tmp_path, name, hint):
-    dicts = [record(save(tmp_path / "a.jpg")), record(tmp_path / name)]
+    dicts = [record(noise_image(tmp_path / "a.jpg")), record(tmp_path / name)]
     with pytest.raises(FileNotFoundError, match="1 of its 2 images are missing") as caught:
         check(dicts)
     with pytest.raises(FileNotFoundError, match=hint):

@@ -6,28 +6,17 @@ import time
 import numpy as np
 import pytest
 from detectron2.data.detection_utils import read_image
+from helpers import noise_image
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pisa_d2.data import image_headers
 from pisa_d2.data.image_headers import read_header, read_headers
 
-NOISE = np.random.default_rng(0).integers(256, size=(48, 64, 3), dtype=np.uint8)
-
-
-def save(path, mode="RGB", orientation=None, **options):
-    image = Image.fromarray(NOISE).convert(mode)
-    if orientation is not None:
-        exif = image.getexif()
-        exif[274] = orientation
-        options["exif"] = exif
-    image.save(path, **options)
-    return path
-
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_size_is_that_of_the_image_as_detectron2_turns_it(tmp_path, suffix, orientation):
-    path = save(tmp_path / f"a.{suffix}", orientation=orientation)
+    path = noise_image(tmp_path / f"a.{suffix}", orientation=orientation)
     height, width, _ = read_image(str(path), "RGB").shape
     header = read_header(str(path))
     assert (header.width, header.height) == (width, height)
@@ -36,7 +25,7 @@ def test_the_size_is_that_of_the_image_as_detectron2_turns_it(tmp_path, suffix, 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "LA"])
 def test_images_of_8_bits_have_the_range_of_8_bits(tmp_path, mode):
-    header = read_header(str(save(tmp_path / "a.png", mode)))
+    header = read_header(str(noise_image(tmp_path / "a.png", mode=mode)))
     assert header == (64, 48, False, mode, 0, 255)
 
 
@@ -52,7 +41,7 @@ def test_images_of_more_bits_have_the_range_of_their_values(tmp_path, dtype, suf
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp"])
 def test_only_images_with_an_incomplete_end_are_decoded(tmp_path, monkeypatch, suffix):
-    path = save(tmp_path / f"a.{suffix}")
+    path = noise_image(tmp_path / f"a.{suffix}")
     with monkeypatch.context() as patch:
         patch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
         header = read_header(str(path))
@@ -65,7 +54,7 @@ def test_only_images_with_an_incomplete_end_are_decoded(tmp_path, monkeypatch, s
 
 
 def test_errors_are_outcomes_of_their_images(tmp_path):
-    paths = {"good": save(tmp_path / "a.jpg"), "text": tmp_path / "b.jpg"}
+    paths = {"good": noise_image(tmp_path / "a.jpg"), "text": tmp_path / "b.jpg"}
     paths |= {"missing": tmp_path / "c.jpg", "folder": tmp_path}
     paths["text"].write_text("not an image")
     outcomes = read_headers([str(path) for path in paths.values()], "mine")
@@ -93,7 +82,7 @@ def reads(monkeypatch, tmp_path):
 def test_unchanged_images_are_read_once_and_others_again(reads, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
-    paths = [str(save(folder / f"{i}.jpg")) for i in range(4)]
+    paths = [str(noise_image(folder / f"{i}.jpg")) for i in range(4)]
     first = read_headers(paths, "mine")
     assert sorted(reads) == paths
     assert read_headers(paths, "mine") == first and len(reads) == 4
@@ -106,7 +95,7 @@ def test_unchanged_images_are_read_once_and_others_again(reads, tmp_path):
 
 
 def test_bad_images_are_not_remembered(reads, tmp_path):
-    path = save(tmp_path / "a.jpg")
+    path = noise_image(tmp_path / "a.jpg")
     good = path.read_bytes()
     path.write_bytes(good[:500])
     for _ in range(2):
@@ -115,14 +104,14 @@ def test_bad_images_are_not_remembered(reads, tmp_path):
 
 
 def test_datasets_of_one_folder_do_not_forget_each_other(reads, tmp_path):
-    paths = [str(save(tmp_path / f"{i}.jpg")) for i in range(4)]
+    paths = [str(noise_image(tmp_path / f"{i}.jpg")) for i in range(4)]
     for part in (paths[:2], paths[2:], paths[:2], paths):
         read_headers(part, "mine")
     assert sorted(reads) == paths
 
 
 def test_a_damaged_cache_or_one_that_cannot_be_written_costs_only_time(reads, tmp_path):
-    path = str(save(tmp_path / "a.jpg"))
+    path = str(noise_image(tmp_path / "a.jpg"))
     read_headers([path], "mine")
     (cache,) = image_headers.cache_folder().glob("*.json")
     for content in ("", "[1]", '{"version": 0}', '{"version": 1}'):
@@ -136,7 +125,7 @@ def test_a_damaged_cache_or_one_that_cannot_be_written_costs_only_time(reads, tm
 
 
 def test_a_cache_of_another_version_is_not_read(reads, tmp_path):
-    path = str(save(tmp_path / "a.jpg"))
+    path = str(noise_image(tmp_path / "a.jpg"))
     read_headers([path], "mine")
     (cache,) = image_headers.cache_folder().glob("*.json")
     content = json.loads(cache.read_text())
@@ -147,7 +136,7 @@ def test_a_cache_of_another_version_is_not_read(reads, tmp_path):
 
 def test_processes_share_the_work(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    paths = [str(save(tmp_path / f"{i}.jpg")) for i in range(3)]
+    paths = [str(noise_image(tmp_path / f"{i}.jpg")) for i in range(3)]
     log = tmp_path / "log"
 
     def slow(path):
@@ -168,7 +157,7 @@ def test_processes_share_the_work(tmp_path, monkeypatch):
 
 
 def test_what_was_read_is_remembered_when_it_is_interrupted(reads, tmp_path, monkeypatch):
-    paths = [str(save(tmp_path / f"{i:03}.jpg")) for i in range(64)]
+    paths = [str(noise_image(tmp_path / f"{i:03}.jpg")) for i in range(64)]
 
     def interrupted(outcomes, *args, **kwargs):
         for _ in range(40):

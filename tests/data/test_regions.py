@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from helpers import make_coco, make_voc, noise_image, small_cfg
 from pycocotools import mask
@@ -31,13 +31,6 @@ MODELS = {
     "tight bitmasks": {**BITMASKS, "recompute_boxes": True},
     "keypoints": {"use_keypoint": True, "keypoint_hflip_indices": [1, 0]},
 }
-
-
-@pytest.fixture(autouse=True)
-def catalogs(monkeypatch):
-    """Forget what a test registers."""
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        monkeypatch.setattr(catalog, "data", dict(catalog.data))
 
 
 def as_object(box, rle=False):

@@ -20,13 +20,6 @@ from pisa_d2.data.checks import Needs, check_when_loaded
 from pisa_d2.data.registered import RegisteredDataset, check_registered
 
 
-@pytest.fixture(autouse=True)
-def catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what a test registers."""
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        monkeypatch.setattr(catalog, "data", dict(catalog.data))
-
-
 def make_cfg(*entries: list[str]) -> CfgNode:
     cfg = get_cfg()
     pisa_d2.add_pisa_config(cfg)

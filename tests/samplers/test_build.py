@@ -23,10 +23,8 @@ from pisa_d2.samplers import (
 
 
 @pytest.fixture
-def register(monkeypatch):
-    """Register samplers until the end of a test."""
-    registered = dict(PROPOSAL_SAMPLER_REGISTRY._obj_map)
-    monkeypatch.setattr(PROPOSAL_SAMPLER_REGISTRY, "_obj_map", registered)
+def register():
+    """Return a decorator that registers samplers."""
     return lambda cls: PROPOSAL_SAMPLER_REGISTRY.register()(cls) or cls
 
 
