@@ -18,16 +18,12 @@ from pycocotools import mask as coco_mask
 def reduced(config, *opts):
     """Make every part of a config small."""
     cfg = load_cfg(config, "MODEL.WEIGHTS", "")
-    if cfg.MODEL.RESNETS.DEPTH < 50:
-        cfg.merge_from_list(THIN_RESNET)
-    else:
-        cfg.MODEL.RESNETS.DEPTH = 50
-        cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 1 if cfg.MODEL.RESNETS.NUM_GROUPS > 1 else 8
-        cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 16
-        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 32
-        cfg.MODEL.PIXEL_STD = [57.0] * 3  # Frozen norms of an untrained model do not scale images
+    if cfg.MODEL.RESNETS.DEPTH >= 50:  # for images that are larger than these
         sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[size // 4 for size in level] for level in sizes]
+    cfg.merge_from_list(THIN_RESNET)
+    if cfg.MODEL.RESNETS.NUM_GROUPS > 1:
+        cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 1
     small = [
         *("INPUT.MIN_SIZE_TRAIN", (128,), "INPUT.MAX_SIZE_TRAIN", 160),
         *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32),
