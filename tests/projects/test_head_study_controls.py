@@ -20,6 +20,8 @@ from head_study_models import (
 from helpers import HEADS, load_script, random_batch, small_cfg
 
 from pisa_d2.attention import Positives, isr_p_weights, isr_weights
+from pisa_d2.boxes import box_iou
+from pisa_d2.isr import positive_weights
 from pisa_d2.roi_heads import fast_rcnn
 
 hold_out = load_script("projects/HeadStudy/hold_out.py")
@@ -97,17 +99,18 @@ def test_a_whole_detector_has_a_control_with_the_start_of_pisa():
     assert plain["loss_carl"] != of_control["loss_carl"]
 
 
-def gradients(study, strategy, views):
+def gradients(study, strategy, views, loss="loss_cls"):
+    """Return the gradient of the class logits' weights, None if there is none."""
     head = study.head(strategy, seed=1)
     head.train()
     torch.manual_seed(7)
     with EventStorage():
         _, losses = head(*collate(views, torch.device("cpu")))
-    losses["loss_cls"].backward()
+    losses[loss].backward()
     return head.box_predictor.cls_score.weight.grad
 
 
-def test_permuted_ranks_and_unranked_truth_move_the_gradient(dataset, tmp_path):
+def test_controls_of_isr_move_the_gradient_of_the_classification_loss(dataset, tmp_path):
     control = {**PISA, "MODEL.ROI_HEADS.NAME": "ControlROIHeads"}
     options = {
         "PISA": PISA,
@@ -116,9 +119,11 @@ def test_permuted_ranks_and_unranked_truth_move_the_gradient(dataset, tmp_path):
     study = small_study(detector_cfg(tmp_path, dataset), tmp_path, options)
     views = list(study.views("train"))
     of_pisa = gradients(study, "PISA", views)
-    for name in ("permuted_ranks", "truth_not_ranked"):
+    for name in ("permuted_ranks", "truth_not_ranked", "ranks_of_proposals"):
         assert not torch.allclose(gradients(study, name, views), of_pisa, rtol=1e-3)
     torch.testing.assert_close(gradients(study, "permuted_probabilities", views), of_pisa)
+    assert gradients(study, "PISA", views, "loss_carl").any()
+    assert gradients(study, "constant_probabilities", views, "loss_carl") is None
 
 
 @pytest.fixture
@@ -170,6 +175,28 @@ def test_without_the_truth_the_proposals_are_ranked_among_themselves(weighted, s
     torch.testing.assert_close(of_positives[proposals], isr_p_weights(isr_p, alone, transform))
     losses = positives.cls_losses
     torch.testing.assert_close((of_positives * losses).sum(), losses.sum())
+
+
+def test_ranks_of_proposals_are_those_of_their_own_iou(weighted, storage):
+    (isr_p, isr_n, samples, positives, transform), _ = weighted
+    weights = controls.with_isr_of(controls.ranks_of_proposals)(*weighted[0])
+    rows = samples.positives
+    # The boxes of objects have nearly equal IoU, which rounding puts in order.
+    proposals = transform.apply_deltas(torch.zeros_like(positives.deltas), positives.boxes)
+    torch.testing.assert_close(proposals, positives.boxes)
+    expected = positive_weights(
+        box_iou(proposals, positives.gt_boxes),
+        samples.objects[rows],
+        positives.classes,
+        positives.cls_losses,
+        gamma=isr_p.gamma,
+        beta=isr_p.beta,
+        n_max=isr_p.n_max,
+    )
+    torch.testing.assert_close(weights[rows], expected)
+    usual = isr_weights(*weighted[0])
+    assert not torch.allclose(usual[rows], expected)
+    assert torch.equal(weights[samples.negative], usual[samples.negative])
 
 
 def test_what_is_held_out_is_a_random_part_with_its_annotations():

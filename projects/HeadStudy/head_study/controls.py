@@ -1,5 +1,5 @@
 """
-Controls: strategies that nobody would train with, which tell attention from its side effects.
+Controls: strategies that tell attention from its side effects, or try another definition of it.
 
 Each keeps all of Prime Sample Attention but one thing. ``HEAD_STUDY.CONTROL`` names it, and
 ``MODEL.ROI_HEADS.NAME`` the heads of this module.
@@ -76,6 +76,12 @@ def truth_not_ranked(samples: Samples, positives: Positives) -> tuple[Samples, P
     return of_ranked, Positives(**{name: value[ranked] for name, value in vars(positives).items()})
 
 
+def ranks_of_proposals(samples: Samples, positives: Positives) -> tuple[Samples, Positives]:
+    """For ISR-P that ranks positives by the IoU of the proposals, and not of regressed boxes."""
+    deltas = samples.deltas.index_fill(0, samples.positives, 0.0)
+    return replace(samples, deltas=deltas), positives
+
+
 def with_isr_of(change: Callable[[Samples, Positives], tuple[Samples, Positives]]) -> Callable:
     """:func:`isr_weights` of changed samples."""
 
@@ -103,11 +109,18 @@ def permuted_probabilities(carl: CARL, positives: Positives) -> Tensor:
     return carl_loss(carl, replace(positives, probs=probs))
 
 
+def constant_probabilities(carl: CARL, positives: Positives) -> Tensor:
+    """CARL whose weights depend on the probabilities, but send no gradient to them."""
+    return carl_loss(carl, replace(positives, probs=positives.probs.detach()))
+
+
 # By the name of the function of pisa_d2 that each takes the place of.
 CONTROLS: dict[str, tuple[str, Callable]] = {
     "permuted_ranks": ("isr_weights", with_isr_of(permuted_ranks)),
     "truth_not_ranked": ("isr_weights", with_isr_of(truth_not_ranked)),
+    "ranks_of_proposals": ("isr_weights", with_isr_of(ranks_of_proposals)),
     "permuted_probabilities": ("carl_loss", permuted_probabilities),
+    "constant_probabilities": ("carl_loss", constant_probabilities),
 }
 
 
