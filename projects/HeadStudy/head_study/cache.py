@@ -7,7 +7,7 @@ An image is cached at the scale of ``INPUT.MIN_SIZE_TEST`` and without augmentat
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
@@ -25,6 +26,8 @@ from tqdm import tqdm
 from pisa_d2.data import KeepRegions, ReadableOnly
 from pisa_d2.data.regions import without_regions_alone
 from pisa_d2.engine.seeding import seeded
+
+from .pooled import Pooled, pool
 
 Record = dict[str, Any]
 
@@ -36,6 +39,7 @@ class View(NamedTuple):
         proposals: the RPN's, in training or inference as the view is for.
         targets: the objects; None in a view of a test image.
         image_id, height, width: of the image in the dataset.
+        pooled: what the head's pooler makes of the boxes; None to pool them in every step.
     """
 
     features: dict[str, Tensor]
@@ -44,6 +48,7 @@ class View(NamedTuple):
     image_id: int | str
     height: int
     width: int
+    pooled: Pooled | None = None
 
 
 class Batch(NamedTuple):
@@ -99,10 +104,15 @@ class Frozen:
     Args:
         model: in evaluation mode. Its RPN makes the proposals of training images as in training.
         cfg: of the model.
+        pooler: of the studied box head, None if it cannot be known.
     """
 
-    def __init__(self, model: GeneralizedRCNN, cfg: CfgNode) -> None:
+    def __init__(
+        self, model: GeneralizedRCNN, cfg: CfgNode, pooler: ROIPooler | None = None
+    ) -> None:
         self.model = model
+        # A GPU pools faster than it gets features from the host.
+        self.pooler = pooler if model.device.type == "cpu" else None
         self.names = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
         # As Detectron2 trains: evaluation is in float32 whatever this says.
         self.amp = cfg.SOLVER.AMP.ENABLED and model.device.type == "cuda"
@@ -118,8 +128,13 @@ class Frozen:
         self.mapper = ReadableOnly(mapper, skip=False)
 
     @torch.no_grad()
-    def view(self, record: Record, training: bool) -> View:
-        """Return the view of an image for training or evaluation."""
+    def view(self, record: Record, training: bool, pooled: bool = False) -> View:
+        """
+        Return the view of an image for training or evaluation.
+
+        Args:
+            pooled: with pooled features, if there is a pooler.
+        """
         sample = self.mapper(record)
         assert sample is not None  # an image that cannot be read is an error
         generator = self.model.proposal_generator
@@ -138,6 +153,11 @@ class Frozen:
                 proposals, _ = generator(images, features, [targets] if training else None)
         finally:
             generator.training = False
+        of_boxes = None
+        if pooled and self.pooler is not None:
+            boxes = [p.tensor for p in (proposals[0].proposal_boxes, targets.gt_boxes)]
+            maps = [features[name] for name in self.names]
+            of_boxes = pool(self.pooler, maps, torch.cat(boxes) if training else boxes[0])
         return View(
             {name: features[name][0].contiguous().cpu() for name in self.names},
             proposals[0].to("cpu"),
@@ -145,11 +165,21 @@ class Frozen:
             record["image_id"],
             record["height"],
             record["width"],
+            of_boxes,
         )
 
 
 def num_bytes(view: View) -> int:
-    return sum(m.numel() * m.element_size() for m in view.features.values())
+    tensors = [*view.features.values(), *([view.pooled.features] if view.pooled else [])]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def halved(view: View) -> View:
+    """The view with features in half precision."""
+    pooled = view.pooled and view.pooled._replace(features=view.pooled.features.half())
+    return view._replace(
+        features={name: m.half() for name, m in view.features.items()}, pooled=pooled
+    )
 
 
 class Plan(NamedTuple):
@@ -159,8 +189,9 @@ class Plan(NamedTuple):
     Attributes:
         train, test: the chosen records.
         of: numbers of training and test images that there are.
-        gigabytes: about what the feature maps take, in 10^9 bytes.
-        half: store feature maps in half precision.
+        gigabytes: about what the features take, in 10^9 bytes.
+        half: store features in half precision.
+        pooled: store the pooled features of all boxes in addition to the feature maps.
     """
 
     train: list[Record]
@@ -168,6 +199,7 @@ class Plan(NamedTuple):
     of: tuple[int, int]
     gigabytes: float
     half: bool
+    pooled: bool
 
     def text(self) -> str:
         parts = (self.train, self.test)
@@ -176,16 +208,17 @@ class Plan(NamedTuple):
             for part, total in zip(parts, self.of, strict=True)
         )
         precision = "half" if self.half else "single"
+        what = "feature maps and pooled features" if self.pooled else "feature maps"
         return (
             f"{train} training images and {test} test images: about {self.gigabytes:.1f} GB of "
-            f"feature maps in {precision} precision"
+            f"{what} in {precision} precision"
         )
 
 
 def plan_cache(frozen: Frozen, cfg: CfgNode, max_gigabytes: float, half: bool) -> Plan:
     """
-    Choose the images that fit, by the size of one view. Where not all do, test images take up to
-    half of the room.
+    Choose the images that fit, by the size of one view, and pooled features if those of all images
+    fit. Where not all feature maps do, test images take up to half of the room.
 
     Raises:
         ValueError: not even a batch of training images fits.
@@ -197,10 +230,20 @@ def plan_cache(frozen: Frozen, cfg: CfgNode, max_gigabytes: float, half: bool) -
         train = without_regions_alone(train)
     test = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
     largest = max((*train[:100], *test[:100]), key=lambda r: r["height"] * r["width"])
-    each = num_bytes(frozen.view(largest, training=False)) / (2 if half else 1)
-    room = int(max_gigabytes * 1e9 / each)
-    num_test = min(len(test), max(room // 2, room - len(train)))
-    num_train = min(len(train), room - num_test)
+    num_train, num_test = len(train), len(test)
+    size_of = 0.5 if half else 1
+    of_training, of_test = (
+        size_of * num_bytes(frozen.view(largest, training, pooled=True))
+        for training in (True, False)
+    )
+    total = num_train * of_training + num_test * of_test
+    pooled = frozen.pooler is not None and total <= max_gigabytes * 1e9
+    if not pooled:
+        each = size_of * num_bytes(frozen.view(largest, training=False))
+        room = int(max_gigabytes * 1e9 / each)
+        num_test = min(num_test, max(room // 2, room - num_train))
+        num_train = min(num_train, room - num_test)
+        total = each * (num_train + num_test)
     if num_train < cfg.SOLVER.IMS_PER_BATCH or num_test < 1:
         raise ValueError(
             f"--max-gb {max_gigabytes:g} leaves room for {num_train} training images and "
@@ -211,8 +254,7 @@ def plan_cache(frozen: Frozen, cfg: CfgNode, max_gigabytes: float, half: bool) -
         [records[i] for i in sorted(generator.sample(range(len(records)), num))]
         for records, num in ((train, num_train), (test, num_test))
     ]
-    total = each * (num_train + num_test) / 1e9
-    return Plan(chosen[0], chosen[1], (len(train), len(test)), total, half)
+    return Plan(chosen[0], chosen[1], (len(train), len(test)), total / 1e9, half, pooled)
 
 
 def digest(*words: Any) -> str:
@@ -226,13 +268,13 @@ def write_views(
     folder: Path,
     training: bool,
     half: bool,
-    see: Callable[[View], None] = lambda view: None,
+    pooled: bool = False,
 ) -> Views:
     """
     Write the views that are not in ``folder`` yet.
 
     Args:
-        see: is shown each view that is written, before its precision is halved.
+        half, pooled: see :class:`Plan`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / "unfinished"
@@ -241,10 +283,7 @@ def write_views(
         path = folder / f"{i:06d}.pt"
         if path.is_file():
             continue
-        view = frozen.view(record, training)
-        see(view)
-        if half:
-            view = view._replace(features={n: m.half() for n, m in view.features.items()})
-        torch.save(view, scratch)
+        view = frozen.view(record, training, pooled)
+        torch.save(halved(view) if half else view, scratch)
         scratch.replace(path)
     return Views(folder)

@@ -19,6 +19,7 @@ from pisa_d2.evaluation import coco_truth, index_coco
 
 from .bootstrap import Array, average_precision, matches_of
 from .cache import View, collate
+from .pooled import looking_up
 
 
 class Scores(NamedTuple):
@@ -84,7 +85,8 @@ class Evaluator:
         device = next(head.parameters()).device
         detections: list[dict[str, Any]] = []
         for view in views:
-            (instances,), _ = head(*collate([view], device))
+            with looking_up(head, [view.pooled]):
+                (instances,), _ = head(*collate([view], device))
             instances = detector_postprocess(instances, view.height, view.width).to("cpu")
             detections += instances_to_coco_json(instances, view.image_id)
         return self.score(detections)

@@ -31,6 +31,7 @@ from .detector import (
 )
 from .evaluation import Evaluator, Scores, Truth, truth_of
 from .hidden import check_hidden
+from .pooled import pooler_of
 from .report import DETECTOR, About
 from .results import Row
 from .strategies import Strategies
@@ -120,26 +121,30 @@ def prepare(cfg: CfgNode, args: argparse.Namespace, strategies: Strategies) -> S
         raise ValueError(
             "--keep cannot write checkpoints of a cascade: only its first stage is trained here."
         )
-    frozen = Frozen(model, cfg)
+    base, shape = head_config(cfg, args.steps), model.backbone.output_shape()
+    weights = head_weights(model.roi_heads)
+    found = pooler_of(build_head(base, base, shape, weights, seed=0, from_detector=True))
+    frozen = Frozen(model, cfg, None if found is None else found[1])
     plan = plan_cache(frozen, cfg, args.max_gb, args.half)
     parts = [cfg[node].dump() for node in ("MODEL", "INPUT", "DATASETS", "DATALOADER")]
     sizes = len(plan.train), len(plan.test)
-    key = digest(digest_of_weights(cfg), parts, sizes, args.half, frozen.amp)
+    key = digest(digest_of_weights(cfg), parts, sizes, args.half, plan.pooled, frozen.amp)
     folder = args.output / "cache" / key
     study = Study(
-        base=head_config(cfg, args.steps),
+        base=base,
         options=strategies.options,
         folder=folder,
-        shape=model.backbone.output_shape(),
-        weights=head_weights(model.roi_heads),
+        shape=shape,
+        weights=weights,
         truth=truth_of(cfg.DATASETS.TEST[0], cfg.MODEL.IGNORED_REGIONS.ENABLED),
         from_detector=args.from_detector,
         kept=args.keep,
     )
     check_strategies(study)
     print(f"Caching {plan.text()}, in '{folder}'.")
-    write_views(frozen, plan.train, folder / "train", training=True, half=args.half)
-    write_views(frozen, plan.test, folder / "test", training=False, half=args.half)
+    how = {"half": plan.half, "pooled": plan.pooled}
+    write_views(frozen, plan.train, folder / "train", training=True, **how)
+    write_views(frozen, plan.test, folder / "test", training=False, **how)
     if args.half:
         check_half(study, frozen, plan)
     return study
