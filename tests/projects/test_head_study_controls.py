@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from head_study import controls
-from head_study.cache import collate
+from head_study.cache import collate, run_head
 from head_study.controls import is_truth, permuted
 from head_study_models import (
     PISA,
@@ -50,13 +50,17 @@ def test_values_are_permuted_among_the_samples_of_each_class():
     assert len(permuted(values[:0], classes[:0])) == 0
 
 
-def losses_of(study, strategy, views):
-    """The losses of a step from one start."""
-    head = study.head(strategy, seed=1)
-    head.train()
+def step_of(study, strategy, views):
+    """A head, and the losses of its step from one start."""
+    head = study.head(strategy, seed=1).train()
     torch.manual_seed(7)
     with EventStorage():
-        _, losses = head(*collate(views, torch.device("cpu")))
+        _, losses = run_head(head, views, torch.device("cpu"))
+    return head, losses
+
+
+def losses_of(study, strategy, views):
+    _, losses = step_of(study, strategy, views)
     return {name: value.item() for name, value in losses.items()}
 
 
@@ -101,11 +105,7 @@ def test_a_whole_detector_has_a_control_with_the_start_of_pisa():
 
 def gradients(study, strategy, views, loss="loss_cls"):
     """Return the gradient of the class logits' weights, None if there is none."""
-    head = study.head(strategy, seed=1)
-    head.train()
-    torch.manual_seed(7)
-    with EventStorage():
-        _, losses = head(*collate(views, torch.device("cpu")))
+    head, losses = step_of(study, strategy, views)
     losses[loss].backward()
     return head.box_predictor.cls_score.weight.grad
 

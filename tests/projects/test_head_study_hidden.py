@@ -90,11 +90,11 @@ def test_heads_train_on_what_is_not_hidden(dataset, tmp_path, monkeypatch):
     study = small_study(detector_cfg(tmp_path, dataset), tmp_path, options, steps=1)
     seen = []
 
-    def collate(views, device):
+    def run_head(head, views, device):
         seen.append([view.targets for view in views])
-        return cache.collate(views, device)
+        return cache.run_head(head, views, device)
 
-    monkeypatch.setattr(training, "collate", collate)
+    monkeypatch.setattr(training, "run_head", run_head)
     for name in options:
         training.train_head(study.config(name), study.head(name, 1), study.views("train"), 1)
     # 2 of 4 and, as halves are rounded to even, 4 of 7 are hidden.

@@ -2,41 +2,33 @@
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
-from head_study.cache import Frozen, collate, plan_cache
-from head_study.detector import build_head, head_config, head_weights, load_detector, with_options
+from head_study.cache import Frozen, collate, plan_cache, run_head
+from head_study.detector import load_detector
 from head_study.pooled import looking_up, places, pooler_of
+from head_study.runs import detector_head
 from head_study.training import train_head
-from head_study_models import PISA, detector_cfg, register_study_images
+from head_study_models import PISA, detector_cfg, register_study_images, small_study
 from helpers import HEADS
 
-RELEASED = {**PISA, "MODEL.ROI_HEADS.NEGATIVE_SAMPLER.NAME": "ScoreHLRSampler"}
+CPU = torch.device("cpu")
+STRATEGIES = {
+    "random": {},
+    "as released": {**PISA, "MODEL.ROI_HEADS.NEGATIVE_SAMPLER.NAME": "ScoreHLRSampler"},
+}
 
 
 @pytest.fixture
-def dataset(tmp_path):
-    return register_study_images(tmp_path, [4, 7, 3])
+def make_study(tmp_path):
+    """Return a function that makes a study with pooled features in its views."""
 
+    def make(*opts, options=STRATEGIES):
+        dataset = register_study_images(tmp_path, [4, 7, 3])
+        return small_study(detector_cfg(tmp_path, dataset, *opts), tmp_path, options)
 
-class Parts:
-    """A detector's frozen parts, and heads of strategies."""
-
-    def __init__(self, cfg):
-        model = load_detector(cfg)
-        self.base = head_config(cfg, num_steps=4)
-        self.shape, self.weights = model.backbone.output_shape(), head_weights(model.roi_heads)
-        self.frozen = Frozen(model, cfg, pooler_of(self.head({}))[1])
-        self.records = DatasetCatalog.get(*cfg.DATASETS.TRAIN)
-
-    def head(self, options):
-        cfg = with_options(self.base, options)
-        return build_head(self.base, cfg, self.shape, self.weights, seed=1, from_detector=True)
-
-    def views(self, training, pooled):
-        return [self.frozen.view(record, training, pooled) for record in self.records]
+    return make
 
 
 @pytest.fixture
@@ -54,52 +46,49 @@ def calls(monkeypatch):
 
 
 @pytest.mark.parametrize("heads", ["PISAROIHeads", "PISARes5ROIHeads"])
-@pytest.mark.parametrize("options", [{}, RELEASED], ids=["random", "as released"])
-def test_training_is_the_same_without_pooling_again(heads, options, dataset, tmp_path, calls):
-    parts = Parts(detector_cfg(tmp_path, dataset, *HEADS[heads]))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_training_is_the_same_without_pooling_again(heads, strategy, make_study, calls):
+    study = make_study(*HEADS[heads])
+    pooled = list(study.views("train"))
     trained, num_calls = [], []
-    for pooled in (False, True):
-        views = parts.views(training=True, pooled=pooled)
-        head, calls[0] = parts.head(options), 0
-        train_head(with_options(parts.base, options), head, views, seed=1)
+    for views in ([view._replace(pooled=None) for view in pooled], pooled):
+        head, calls[0] = study.head(strategy, seed=1), 0
+        train_head(study.config(strategy), head, views, seed=1)
         trained.append(head.state_dict())
         num_calls.append(calls[0])
     assert num_calls[0] > 0 and num_calls[1] == 0
     assert all(torch.equal(trained[0][name], value) for name, value in trained[1].items())
 
 
-def test_detections_are_the_same(dataset, tmp_path, calls):
-    cfg = detector_cfg(tmp_path, dataset, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
-    parts = Parts(cfg)
-    head = parts.head({}).eval()
-    for plain, view in zip(
-        *(parts.views(training=False, pooled=pooled) for pooled in (False, True)), strict=True
-    ):
-        (expected,), _ = head(*collate([plain], torch.device("cpu")))
+def test_detections_are_the_same(make_study, calls):
+    study = make_study("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+    head = detector_head(study).eval()
+    for view in study.views("test"):
+        (expected,), _ = head(*collate([view], CPU))
         calls[0] = 0
-        with looking_up(head, [view.pooled]):
-            (found,), _ = head(*collate([view], torch.device("cpu")))
+        (found,), _ = run_head(head, [view], CPU)
         assert calls[0] == 0 and len(found) > 10
         assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
         assert torch.equal(found.scores, expected.scores)
     assert type(head.box_pooler) is ROIPooler
 
 
-def test_a_strategy_with_a_pooler_of_its_own_pools_by_itself(dataset, tmp_path, calls):
-    parts = Parts(detector_cfg(tmp_path, dataset))
-    (view, *_) = parts.views(training=True, pooled=True)
-    for options, changed in (
-        ({}, False),
-        ({"MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 3}, True),
-        ({"MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign"}, True),
-    ):
-        head = parts.head(options)
+def test_a_strategy_with_a_pooler_of_its_own_pools_by_itself(make_study):
+    options = {
+        "plain": {},
+        "samples": {"MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 3},
+        "type": {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign"},
+    }
+    study = make_study(options=options)
+    pooled = study.views("train")[0].pooled
+    for name in options:
+        head = study.head(name, seed=1)
         own = pooler_of(head)[1]
-        with looking_up(head, [view.pooled]):
-            assert (head.box_pooler is own) == changed
+        with looking_up(head, [pooled]):
+            assert (head.box_pooler is own) == (name != "plain")
         assert head.box_pooler is own
-    with looking_up(parts.head({}), [view.pooled, None]) as nothing:
-        assert nothing is None
+        with looking_up(head, [pooled, None]):
+            assert head.box_pooler is own
 
     class OwnPooler(ROIPooler):
         def forward(self, *args):
@@ -109,10 +98,9 @@ def test_a_strategy_with_a_pooler_of_its_own_pools_by_itself(dataset, tmp_path, 
     assert pooler_of(head) is None
 
 
-def test_boxes_that_a_head_makes_are_pooled(dataset, tmp_path, calls):
-    parts = Parts(detector_cfg(tmp_path, dataset))
-    (view, *_) = parts.views(training=True, pooled=True)
-    head = parts.head({})
+def test_boxes_that_a_head_makes_are_pooled(make_study, calls):
+    study = make_study()
+    view, head = study.views("train")[0], study.head("random", seed=1)
     maps = [view.features[name][None] for name in head.box_in_features]
     known = view.pooled.boxes[:3]
     moved = torch.cat([known[:2], known[2:] + 1])
@@ -133,9 +121,10 @@ def test_boxes_are_found_by_their_corners():
     assert places(known[1:2], known[:0]) is None
 
 
-def test_pooled_features_are_stored_if_those_of_all_images_fit(dataset, tmp_path):
-    cfg = detector_cfg(tmp_path, dataset)
-    frozen = Parts(cfg).frozen
+def test_pooled_features_are_stored_if_those_of_all_images_fit(make_study):
+    study = make_study()
+    cfg = study.base
+    frozen = Frozen(load_detector(cfg), cfg, pooler_of(detector_head(study))[1])
     plan = plan_cache(frozen, cfg, max_gigabytes=1, half=False)
     assert plan.pooled and "feature maps and pooled features" in plan.text()
     assert plan_cache(frozen, cfg, max_gigabytes=1.01 * plan.gigabytes, half=False).pooled

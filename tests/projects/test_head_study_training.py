@@ -107,7 +107,9 @@ def test_its_steps_are_those_of_a_whole_stock_detector_with_frozen_parts(heads, 
     records = plan_cache(frozen, cfg, max_gigabytes=1, half=False).train
     assert len(records) == 3  # without the image that has no object
     whole = train_whole(cfg, frozen, records, num_steps=4, seed=5)
-    views = write_views(frozen, records, tmp_path / "views", training=True, half=False)
+    views = write_views(
+        frozen, records, tmp_path / "views", training=True, half=False, pooled=False
+    )
     base = head_config(cfg, num_steps=4)
     shape, weights = model.backbone.output_shape(), head_weights(model.roi_heads)
     head = build_head(base, base, shape, weights, seed=5, from_detector=True)
@@ -236,10 +238,12 @@ def test_views_are_written_once_and_read_in_order(dataset, tmp_path):
     cfg = detector_cfg(tmp_path, dataset)
     _, frozen = frozen_of(cfg)
     records = DatasetCatalog.get(dataset)
-    write_views(frozen, records[:2], tmp_path / "views", training=False, half=False)
+    write_views(frozen, records[:2], tmp_path / "views", training=False, half=False, pooled=False)
     first = tmp_path / "views/000000.pt"
     time = first.stat().st_mtime_ns
-    views = write_views(frozen, records, tmp_path / "views", training=False, half=True)
+    views = write_views(
+        frozen, records, tmp_path / "views", training=False, half=True, pooled=False
+    )
     assert first.stat().st_mtime_ns == time
     assert [view.image_id for view in views] == [record["image_id"] for record in records]
     assert len(Views(tmp_path / "views")) == 4

@@ -15,7 +15,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.data import transforms as T
-from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling import GeneralizedRCNN, ROIHeads
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import EventStorage
@@ -27,7 +27,7 @@ from pisa_d2.data import KeepRegions, ReadableOnly
 from pisa_d2.data.regions import without_regions_alone
 from pisa_d2.engine.seeding import seeded
 
-from .pooled import Pooled, pool
+from .pooled import Pooled, looking_up, pool
 
 Record = dict[str, Any]
 
@@ -79,6 +79,12 @@ def collate(views: Sequence[View], device: torch.device) -> Batch:
         [view.proposals.to(device) for view in views],
         targets or None,
     )
+
+
+def run_head(head: ROIHeads, views: Sequence[View], device: torch.device) -> Any:
+    """What ``head`` returns for a batch of views; boxes that are pooled already are looked up."""
+    with looking_up(head, [view.pooled for view in views]):
+        return head(*collate(views, device))
 
 
 class Views(Sequence[View]):
@@ -155,9 +161,10 @@ class Frozen:
             generator.training = False
         of_boxes = None
         if pooled and self.pooler is not None:
-            boxes = [p.tensor for p in (proposals[0].proposal_boxes, targets.gt_boxes)]
-            maps = [features[name] for name in self.names]
-            of_boxes = pool(self.pooler, maps, torch.cat(boxes) if training else boxes[0])
+            boxes = proposals[0].proposal_boxes.tensor
+            if training:
+                boxes = torch.cat([boxes, targets.gt_boxes.tensor])
+            of_boxes = pool(self.pooler, [features[name] for name in self.names], boxes)
         return View(
             {name: features[name][0].contiguous().cpu() for name in self.names},
             proposals[0].to("cpu"),
@@ -232,14 +239,11 @@ def plan_cache(frozen: Frozen, cfg: CfgNode, max_gigabytes: float, half: bool) -
     largest = max((*train[:100], *test[:100]), key=lambda r: r["height"] * r["width"])
     num_train, num_test = len(train), len(test)
     size_of = 0.5 if half else 1
-    of_training, of_test = (
-        size_of * num_bytes(frozen.view(largest, training, pooled=True))
-        for training in (True, False)
-    )
-    total = num_train * of_training + num_test * of_test
+    views = [frozen.view(largest, training, pooled=True) for training in (True, False)]
+    each = size_of * num_bytes(views[0]._replace(pooled=None))
+    total = size_of * (num_train * num_bytes(views[0]) + num_test * num_bytes(views[1]))
     pooled = frozen.pooler is not None and total <= max_gigabytes * 1e9
     if not pooled:
-        each = size_of * num_bytes(frozen.view(largest, training=False))
         room = int(max_gigabytes * 1e9 / each)
         num_test = min(num_test, max(room // 2, room - num_train))
         num_train = min(num_train, room - num_test)
@@ -268,7 +272,7 @@ def write_views(
     folder: Path,
     training: bool,
     half: bool,
-    pooled: bool = False,
+    pooled: bool,
 ) -> Views:
     """
     Write the views that are not in ``folder`` yet.

@@ -18,8 +18,7 @@ from pisa_d2.engine.metrics import COCO_METRICS
 from pisa_d2.evaluation import coco_truth, index_coco
 
 from .bootstrap import Array, average_precision, matches_of
-from .cache import View, collate
-from .pooled import looking_up
+from .cache import View, run_head
 
 
 class Scores(NamedTuple):
@@ -85,8 +84,7 @@ class Evaluator:
         device = next(head.parameters()).device
         detections: list[dict[str, Any]] = []
         for view in views:
-            with looking_up(head, [view.pooled]):
-                (instances,), _ = head(*collate([view], device))
+            (instances,), _ = run_head(head, [view], device)
             instances = detector_postprocess(instances, view.height, view.width).to("cpu")
             detections += instances_to_coco_json(instances, view.image_id)
         return self.score(detections)

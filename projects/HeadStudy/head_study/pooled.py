@@ -6,7 +6,7 @@ They are the same in every step, since the feature maps are frozen.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from detectron2.layers import ROIAlign
@@ -92,16 +92,12 @@ def looking_up(head: ROIHeads, batch: Sequence[Pooled | None]) -> Iterator[None]
     Let the box branch of ``head`` look up the features of the boxes of a batch, if all were pooled
     with the settings of its own pooler.
     """
-    own = pooler_of(head)
-    known: list[Any] = [pooled for pooled in batch if pooled is not None]
-    if (
-        own is None
-        or len(known) < len(batch)
-        or any(pooled.settings != settings_of(own[1]) for pooled in known)
-    ):
+    name, pooler = pooler_of(head) or ("", None)
+    settings = pooler and settings_of(pooler)
+    known = [pooled for pooled in batch if pooled is not None and pooled.settings == settings]
+    if pooler is None or len(known) < len(batch):
         yield
         return
-    name, pooler = own
     setattr(head, name, _LookUp(pooler, known))
     try:
         yield

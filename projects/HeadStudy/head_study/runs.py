@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_roi_heads
 from torch import Tensor
 
 from .bootstrap import Array, resamples
@@ -122,9 +123,8 @@ def prepare(cfg: CfgNode, args: argparse.Namespace, strategies: Strategies) -> S
             "--keep cannot write checkpoints of a cascade: only its first stage is trained here."
         )
     base, shape = head_config(cfg, args.steps), model.backbone.output_shape()
-    weights = head_weights(model.roi_heads)
-    found = pooler_of(build_head(base, base, shape, weights, seed=0, from_detector=True))
-    frozen = Frozen(model, cfg, None if found is None else found[1])
+    _, pooler = pooler_of(build_roi_heads(base, shape)) or ("", None)
+    frozen = Frozen(model, cfg, pooler)
     plan = plan_cache(frozen, cfg, args.max_gb, args.half)
     parts = [cfg[node].dump() for node in ("MODEL", "INPUT", "DATASETS", "DATALOADER")]
     sizes = len(plan.train), len(plan.test)
@@ -135,16 +135,15 @@ def prepare(cfg: CfgNode, args: argparse.Namespace, strategies: Strategies) -> S
         options=strategies.options,
         folder=folder,
         shape=shape,
-        weights=weights,
+        weights=head_weights(model.roi_heads),
         truth=truth_of(cfg.DATASETS.TEST[0], cfg.MODEL.IGNORED_REGIONS.ENABLED),
         from_detector=args.from_detector,
         kept=args.keep,
     )
     check_strategies(study)
     print(f"Caching {plan.text()}, in '{folder}'.")
-    how = {"half": plan.half, "pooled": plan.pooled}
-    write_views(frozen, plan.train, folder / "train", training=True, **how)
-    write_views(frozen, plan.test, folder / "test", training=False, **how)
+    write_views(frozen, plan.train, folder / "train", True, plan.half, plan.pooled)
+    write_views(frozen, plan.test, folder / "test", False, plan.half, plan.pooled)
     if args.half:
         check_half(study, frozen, plan)
     return study

@@ -12,9 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from pisa_d2.engine.seeding import derive_seed, seeded
 
-from .cache import View, collate
+from .cache import View, run_head
 from .hidden import HiddenLabels
-from .pooled import looking_up
 
 # The weights of this last part of the steps are averaged.
 AVERAGED_PART = 0.2
@@ -57,12 +56,8 @@ def train_head(cfg: CfgNode, head: ROIHeads, views: Sequence[View], seed: int) -
         of_steps = batches(len(views), cfg.SOLVER.IMS_PER_BATCH, seed)
         for step, indices in zip(range(num_steps), of_steps, strict=False):
             batch = [views[i] for i in indices]
-            with (
-                seeded(seed, 2, step),
-                torch.autocast(device.type, enabled=amp),
-                looking_up(head, [view.pooled for view in batch]),
-            ):
-                _, losses = head(*collate(batch, device))
+            with seeded(seed, 2, step), torch.autocast(device.type, enabled=amp):
+                _, losses = run_head(head, batch, device)
             loss = torch.stack(list(losses.values())).sum()
             if not torch.isfinite(loss):
                 values = {name: value.item() for name, value in losses.items()}
