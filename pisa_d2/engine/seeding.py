@@ -17,15 +17,22 @@ def derive_seed(*key: int) -> int:
 
 
 @contextmanager
-def seeded(*key: int) -> Iterator[None]:
+def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
     """
     Make draws inside depend only on ``key``, and draws afterwards continue as if nothing had been
-    drawn: on the CPU, with the global generators of Python, NumPy and torch.
+    drawn: with the global generators of Python, NumPy and torch.
+
+    Args:
+        device: a GPU whose generator is seeded as well; without it, only those of the CPU are.
     """
     seed = derive_seed(*key)
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    gpus = [] if device is None or device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
         try:

@@ -50,3 +50,17 @@ def test_draws_afterwards_are_as_if_nothing_had_been_drawn_even_after_an_error()
         draw()
         raise KeyError
     assert draw() == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_seeded_where_it_is_named():
+    device = torch.device("cuda")
+    drawn = []
+    for before in (1, 2):
+        torch.cuda.manual_seed(before)
+        expected = torch.rand(1, device=device)
+        torch.cuda.manual_seed(before)
+        with seeded(3, 4, device=device):
+            drawn.append((torch.rand(1), torch.rand(1, device=device)))
+        assert torch.rand(1, device=device) == expected
+    assert drawn[0] == drawn[1]

@@ -16,6 +16,7 @@ from helpers import HEADS, sampled_by, stock
 from pisa_d2.engine.seeding import seeded
 
 SHAPE_OF_IMAGES = [4, 0, 7, 3]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture
@@ -81,28 +82,48 @@ def train_whole(cfg, frozen, records, num_steps, seed):
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     model.train()
-    steps = zip(range(num_steps), batches(len(records), 2, seed), strict=False)
+    device, amp = model.device, cfg.SOLVER.AMP.ENABLED
+    scaler = torch.amp.GradScaler(device.type, enabled=amp)
+    size = cfg.SOLVER.IMS_PER_BATCH
+    steps = zip(range(num_steps), batches(len(records), size, seed), strict=False)
     with EventStorage():
         for step, indices in steps:
             forward = model.roi_heads.forward
 
             def drawn_by_step(*args, forward=forward, step=step):
-                with seeded(seed, 2, step):
+                with seeded(seed, 2, step, device=device):
                     return forward(*args)
 
             model.roi_heads.forward = drawn_by_step
-            losses = model([frozen.mapper(records[i]) for i in indices])
+            with torch.autocast(device.type, enabled=amp):
+                losses = model([frozen.mapper(records[i]) for i in indices])
             model.roi_heads.forward = forward
             optimizer.zero_grad()
-            sum(losses.values()).backward()
-            optimizer.step()
+            scaler.scale(sum(losses.values())).backward()
+            scaler.step(optimizer)
+            scaler.update()
             scheduler.step()
     return model
 
 
+# A GPU rounds the feature maps of a batch and of an image so differently that other proposals come
+# out: there, a batch is an image.
+ON_GPU = ["MODEL.DEVICE", "cuda", "SOLVER.IMS_PER_BATCH", 1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param([], id="cpu"),
+        pytest.param(ON_GPU, id="gpu", marks=needs_gpu),
+        pytest.param([*ON_GPU, "SOLVER.AMP.ENABLED", True], id="mixed precision", marks=needs_gpu),
+    ],
+)
 @pytest.mark.parametrize("heads", ["PISAROIHeads", "PISARes5ROIHeads"])
-def test_its_steps_are_those_of_a_whole_stock_detector_with_frozen_parts(heads, dataset, tmp_path):
-    cfg = detector_cfg(tmp_path, dataset, *stock(heads))
+def test_its_steps_are_those_of_a_whole_stock_detector_with_frozen_parts(
+    heads, options, dataset, tmp_path
+):
+    cfg = detector_cfg(tmp_path, dataset, *stock(heads), *options)
     model, frozen = frozen_of(cfg)
     records = plan_cache(frozen, cfg, max_gigabytes=1, half=False).train
     assert len(records) == 3  # without the image that has no object

@@ -56,7 +56,8 @@ def train_head(cfg: CfgNode, head: ROIHeads, views: Sequence[View], seed: int) -
         of_steps = batches(len(views), cfg.SOLVER.IMS_PER_BATCH, seed)
         for step, indices in zip(range(num_steps), of_steps, strict=False):
             batch = [views[i] for i in indices]
-            with seeded(seed, 2, step), torch.autocast(device.type, enabled=amp):
+            drawn_by_step = seeded(seed, 2, step, device=device)
+            with drawn_by_step, torch.autocast(device.type, enabled=amp):
                 _, losses = run_head(head, batch, device)
             loss = torch.stack(list(losses.values())).sum()
             if not torch.isfinite(loss):
