@@ -151,7 +151,8 @@ def check(rows: list[Row], device: str) -> list[str]:
             bound = bounds["sampling_to_random"][device]
             hold(f"{row.what} by random sampling, {row.size}", row.ratio, bound)
     for size, share in report.share_of_step(rows).items():
-        hold(f"PISA's losses as a share of a step, {size}", share, bounds["pisa_share_of_step"])
+        bound = bounds["pisa_share_of_step"][device]
+        hold(f"PISA's losses as a share of a step, {size}", share, bound)
     for size, waits in added_synchronisations(rows).items():
         hold(f"synchronisations, {size}", waits, bounds["added_synchronisations"])
     return failures

@@ -93,7 +93,9 @@ def _is_free(func: Any) -> bool:
 
 def _waits(name: str, args: tuple) -> bool:
     if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
-        return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        masks = [i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]]
+        # torch fills a scalar in through a mask without a wait.
+        return any(masks) and (name == "index" or len(masks) > 1 or args[2].numel() != 1)
     return name in _WAITING_OPERATORS
 
 

@@ -67,10 +67,12 @@ def test_ratios_beyond_their_bounds_are_named():
         ]
 
     assert benchmark.check(rows(4.9, 25, 1.05, 0.009, 0), "cuda") == []
-    failures = benchmark.check(rows(5.1, 19, 1.09, 0.011, 4), "cuda")
+    failures = benchmark.check(rows(5.1, 19, 1.13, 0.13, 4), "cuda")
     assert len(failures) == 5
     assert all("bound" in failure for failure in failures)
     assert benchmark.check(rows(4.9, 11, 1.3, 0.009, 0), "cpu") == []
+    (failure,) = benchmark.check(rows(4.9, 11, 1.3, 0.011, 0), "cpu")
+    assert "share of a step" in failure
 
 
 def test_check_ends_with_an_error(small, monkeypatch):

@@ -57,3 +57,17 @@ def test_views_and_allocations_are_not_counted_and_waits_know_their_line():
     counted = counts.count(function)
     assert sorted(place.operator for place in counted.operators) == ["add", "fill_"]
     assert [place.operator for place in counted.waits] == ["tolist"]
+
+
+def test_only_masks_that_torch_must_count_are_waits():
+    """As on a GPU, where a scalar is filled in through a mask without one."""
+
+    def function():
+        values, mask = torch.zeros(4), torch.tensor([True, False, True, False])
+        values[mask] = 1.0
+        values[mask] = torch.ones(2)
+        values[torch.tensor([0, 1])] = 2.0
+        return values[mask]
+
+    counted = counting.count(function)
+    assert sorted(place.operator for place in counted.waits) == ["index", "index_put_"]
