@@ -184,6 +184,7 @@ def _evaluate_class(
         "bbox",
     )
     evaluation.params.imgIds, evaluation.params.catIds = image_ids, [own_id]
+    evaluation.params.maxDets = evaluation.params.maxDets[-1:]  # AP uses the highest alone
     evaluation.params.areaRng = evaluation.params.areaRng[:num_sizes]
     evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:num_sizes]
     with contextlib.redirect_stdout(io.StringIO()):

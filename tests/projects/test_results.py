@@ -164,3 +164,13 @@ def test_the_table_of_learning_rates_is_the_one_of_the_runs():
     for dataset, name in {"BCCD": "BCCD `val`", "Digits": "digits, another draw"}.items():
         aps = [f"{runs[dataset, f'rate {rate}, 400 steps']:.1f}" for rate in (0.02, 0.04, 0.08)]
         assert f"| {name} | {' | '.join(aps)} |" in REPORT
+
+
+def test_the_table_of_whole_detectors_is_the_one_of_the_runs():
+    section = REPORT.split("\n## Whole detectors on photographs\n")[1].split("\n## ")[0]
+    runs: dict[str, list[str]] = {}
+    with open(PROJECT / "results/groceries_end_to_end.csv") as file:
+        for row in csv.DictReader(file):
+            runs.setdefault(row["strategy"], []).append(f"{float(row['AP']):.1f}")
+    rows = [f"| {name} | {' | '.join(aps)} |" for name, aps in runs.items()]
+    assert re.findall(r"^\| .*\d \|$", section, flags=re.MULTILINE)[1:] == rows
