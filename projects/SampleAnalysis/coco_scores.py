@@ -135,14 +135,12 @@ def evaluate(
         params.recThrs,
         np.full(shape, -1.0),
     )
-    for class_, own_id in enumerate(tqdm(ids_of_classes, desc="COCO evaluation", delay=5)):
+    rows_of_classes = detections.by_class(len(ids_of_classes))
+    classes = zip(ids_of_classes, rows_of_classes, strict=True)
+    progress = tqdm(classes, desc="COCO evaluation", total=len(ids_of_classes), delay=5)
+    for class_, (own_id, rows) in enumerate(progress):
         of_class = _evaluate_class(
-            own_id,
-            objects.get(own_id, []),
-            detections,
-            detections.of_class(class_),
-            places,
-            num_sizes,
+            own_id, objects.get(own_id, []), detections, rows, places, num_sizes
         )
         if of_class is None:
             result.marks += [_NO_MARKS] * (num_sizes if with_details else 0)

@@ -59,20 +59,12 @@ class Detections:
         self._parts = {name: [values] for name, values in arrays.items()}
         return arrays
 
-    @cached_property
-    def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
-        """Indices that sort the detections by class, and the classes in this order."""
+    def by_class(self, num_classes: int) -> Iterator[np.ndarray]:
+        """Yield the indices of the detections of each class, in their sequence."""
         classes = self.arrays["classes"]
         order = np.argsort(classes, kind="stable").astype(np.int32)
-        return order, classes[order]
-
-    def of_class(self, class_: int) -> np.ndarray:
-        """Indices of the detections of a class, in their sequence."""
-        if len(self._by_class[0]) != len(self):
-            del self._by_class
-        order, classes = self._by_class
-        first, end = np.searchsorted(classes, [class_, class_ + 1])
-        return order[first:end]
+        ends = np.bincount(classes, minlength=num_classes).cumsum()[:num_classes]
+        yield from np.split(order, ends)[:num_classes]
 
     def results(self, rows: np.ndarray) -> list[dict]:
         """COCO results of some of them."""

@@ -112,7 +112,7 @@ def _draw_result(axes: Axes, result: ImageResult, shape: tuple[int, ...]) -> Non
             label_box(axes, box, shape, f"{detection.score:.2f}".lstrip("0"), color, 7)
 
 
-def _look(right_at: set[float]) -> tuple[str, str, str]:
+def _look(right_at: tuple[float, ...]) -> tuple[str, str, str]:
     if 0.75 in right_at:
         return RIGHT
     return LOOSE if 0.5 in right_at else WRONG

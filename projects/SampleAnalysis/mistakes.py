@@ -1,6 +1,6 @@
 """Describe a detector's best detections: right, or wrong in one of four ways."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from coco_scores import Evaluation
@@ -11,18 +11,18 @@ RIGHT_IOU, NEAR_IOU = 0.5, 0.1
 THRESHOLDS = (0.5, 0.75)
 
 
-@dataclass
+@dataclass(slots=True)  # a dataset has hundreds of thousands
 class Detection:
     """A detection: ``box`` XYWH in pixels; ``right_at`` the IoU thresholds at which it is right."""
 
     box: list[float]
     class_id: int
     score: float
-    right_at: set[float] = field(default_factory=set)
-    mistake: str | None = None
+    right_at: tuple[float, ...]
+    mistake: str | None
 
 
-@dataclass
+@dataclass(slots=True)
 class ImageResult:
     """
     The objects and the best detections of an image. ``missed_at`` has, for each object, the IoU
@@ -32,12 +32,12 @@ class ImageResult:
     image_id: int | str
     objects: list[dict]
     detections: list[Detection]
-    missed_at: list[set[float]]
+    missed_at: list[tuple[float, ...]]
 
     @property
     def num_errors(self) -> int:
         """False positives and missed objects, at IoU 0.5 and at 0.75."""
-        wrong = sum(len({0.5, 0.75} - d.right_at) for d in self.detections)
+        wrong = sum(len(THRESHOLDS) - len(d.right_at) for d in self.detections)
         return wrong + sum(len(missed) for missed in self.missed_at)
 
 
@@ -53,16 +53,15 @@ def describe_images(evaluation: Evaluation) -> list[ImageResult]:
         objects = [o for o in evaluation.truth.imgToAnns[image_id] if not o["iscrowd"]]
         taken: dict[float, set[int]] = {t: set() for t in THRESHOLDS}
         detections = []
-        for result, matches in sorted(found.get(image_id, []), key=lambda d: -d[0]["score"]):
-            detection = Detection(result["bbox"], result["category_id"], result["score"])
+        for result, matches in sorted(found.pop(image_id, []), key=lambda d: -d[0]["score"]):
+            right_at = tuple(t for t, matched in zip(THRESHOLDS, matches, strict=True) if matched)
             for threshold, matched in zip(THRESHOLDS, matches, strict=True):
                 if matched:
-                    detection.right_at.add(threshold)
                     taken[threshold].add(matched)
-            if RIGHT_IOU not in detection.right_at:
-                detection.mistake = kind_of_mistake(result, objects)
-            detections.append(detection)
-        missed = [{t for t in THRESHOLDS if o["id"] not in taken[t]} for o in objects]
+            mistake = None if RIGHT_IOU in right_at else kind_of_mistake(result, objects)
+            box, class_id, score = (result[name] for name in ("bbox", "category_id", "score"))
+            detections.append(Detection(box, class_id, score, right_at, mistake))
+        missed = [tuple(t for t in THRESHOLDS if o["id"] not in taken[t]) for o in objects]
         images.append(ImageResult(image_id, objects, detections, missed))
     return images
 

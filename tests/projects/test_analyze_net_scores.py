@@ -95,8 +95,7 @@ def test_detections_come_back_by_class_and_in_their_sequence():
     _, found = random_data(6)
     detections = Detections.of_results(found)
     assert list(detections) == found and len(detections) == len(found)
-    for class_ in range(4):
-        rows = detections.of_class(class_)
+    for class_, rows in enumerate(detections.by_class(4)):
         expected = [d for d in found if d["category_id"] == class_]
         assert detections.results(rows) == expected
 
