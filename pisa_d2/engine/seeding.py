@@ -23,7 +23,7 @@ def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
     drawn: with the global generators of Python, NumPy and torch.
 
     Args:
-        device: a GPU whose generator is seeded as well; without it, only those of the CPU are.
+        device: a GPU whose generator is seeded as well, in addition to the CPU's generators.
     """
     seed = derive_seed(*key)
     states = random.getstate(), np.random.get_state()

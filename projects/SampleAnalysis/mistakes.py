@@ -54,13 +54,12 @@ def describe_images(evaluation: Evaluation) -> list[ImageResult]:
         taken: dict[float, set[int]] = {t: set() for t in THRESHOLDS}
         detections = []
         for result, matches in sorted(found.pop(image_id, []), key=lambda d: -d[0]["score"]):
-            right_at = tuple(t for t, matched in zip(THRESHOLDS, matches, strict=True) if matched)
-            for threshold, matched in zip(THRESHOLDS, matches, strict=True):
-                if matched:
-                    taken[threshold].add(matched)
-            mistake = None if RIGHT_IOU in right_at else kind_of_mistake(result, objects)
+            matched = {t: own for t, own in zip(THRESHOLDS, matches, strict=True) if own}
+            for threshold, own in matched.items():
+                taken[threshold].add(own)
+            mistake = None if RIGHT_IOU in matched else kind_of_mistake(result, objects)
             box, class_id, score = (result[name] for name in ("bbox", "category_id", "score"))
-            detections.append(Detection(box, class_id, score, right_at, mistake))
+            detections.append(Detection(box, class_id, score, tuple(matched), mistake))
         missed = [tuple(t for t in THRESHOLDS if o["id"] not in taken[t]) for o in objects]
         images.append(ImageResult(image_id, objects, detections, missed))
     return images
