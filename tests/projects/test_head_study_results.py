@@ -82,3 +82,50 @@ def test_differences_in_sentences_stand_in_the_reports():
         text = re.sub(r"^\|.*$", "", (ROOT / document).read_text(), flags=re.MULTILINE)
         named = re.findall(r"\b\d+\.\d\d\s±\s\d+\.\d\d\b", text)
         assert named and {re.sub(r"\s", " ", difference) for difference in named} <= known
+
+
+def test_the_table_of_settings_follows_from_the_rows():
+    """Mean differences from the best plain box loss on validation data, and their average."""
+    text = (ROOT / "docs/results.md").read_text()
+    table = re.search(r"^\| setting \|.+\n\|[-|]+\n((?:\|.+\n)+)", text, re.MULTILINE)
+    assert table is not None
+    printed = {}
+    for line in table[1].splitlines():
+        name, *values = [cell.strip(" *") for cell in line.strip("|").split("|")]
+        printed[name] = values
+
+    sets = ("bccd", "groceries", "allergen")
+    expected: dict[str, list[float]] = {}
+    for dataset in sets:
+        rows = list(csv.DictReader((PROJECT / f"results/{dataset}_settings/results.csv").open()))
+        ap = {(row["strategy"], row["seed"]): float(row["AP"]) for row in rows}
+        for name in {row["strategy"] for row in rows if row["strategy"].startswith("PISA")}:
+            of_seeds = [ap[name, seed] - ap["best plain box loss", seed] for seed in "12345"]
+            expected.setdefault(name, []).append(sum(of_seeds) / 5)
+    assert {name: values[:3] for name, values in printed.items()} == {
+        name: [f"{value:+.2f}" for value in values] for name, values in expected.items()
+    }
+    averages = {name: sum(values) / len(sets) for name, values in expected.items()}
+    assert {name: values[3] for name, values in printed.items()} == {
+        name: f"{value:+.2f}" for name, value in averages.items()
+    }
+    assert list(printed) == sorted(averages, key=lambda name: -averages[name])
+
+
+def test_the_confirmation_is_corrected_over_the_sets():
+    """Each report has one test; docs/results.md corrects them for three."""
+    p_values = {}
+    for dataset in ("BCCD", "groceries", "allergen"):
+        rows = list(csv.DictReader((PROJECT / f"results/{dataset.lower()}/results.csv").open()))
+        ap = {(row["strategy"], row["seed"]): float(row["AP"]) for row in rows}
+        chosen, plain = (
+            [ap[name, str(seed)] for seed in range(1, 21)]
+            for name in ("PISA, all negatives ranked", "best plain box loss")
+        )
+        p_values[dataset] = stats.ttest_rel(chosen, plain).pvalue
+    corrected = 0.0
+    text = " ".join((ROOT / "docs/results.md").read_text().split())
+    for place, dataset in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        corrected = max(corrected, (3 - place) * p_values[dataset])
+        shown = f"= {corrected:.2g}" if corrected >= 1e-4 else "< 0.0001"
+        assert f"{dataset} (p {shown})" in text

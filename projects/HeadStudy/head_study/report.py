@@ -238,11 +238,12 @@ def sentence(found: list[Difference], about: About, num_tests: int) -> str:
     said = [f"{', '.join(names)} {verb[len(names) > 1]}" for verb, names in parts.items() if names]
     numbers = sorted({len(d.values) for d in family if d.values})
     runs = f"{' or '.join(map(str, numbers))} paired seeds" if numbers else "unpaired runs"
+    correction = f", Holm's correction for {num_tests} comparisons" if num_tests > 1 else ""
     return (
         f"In AP on the {about.test_images} images of {about.dataset}, for this detector's box "
-        f"head alone: {'; '.join(said)} (95% intervals over {runs}, Holm's correction for "
-        f"{num_tests} comparisons); backbone and RPN were frozen, so what a strategy does to "
-        "them, and to a longer training, is not in this answer."
+        f"head alone: {'; '.join(said)} (95% intervals over {runs}{correction}); backbone and RPN "
+        "were frozen, so what a strategy does to them, and to a longer training, is not in this "
+        "answer."
     )
 
 
