@@ -272,6 +272,7 @@ def main() -> None:
     if not results:
         sys.exit("\n".join([f"'{path}' has no result of this grid.", *failures]))
     rows = [results[run] for run in runs if run in results]
+    write_results(path, rows)  # with runs that were done before and had no row
     compared = Grid(rows, pairs_of(grid), grid.get("tables") or {})
     text = markdown(compared)
     path.with_suffix(".md").write_text(text)

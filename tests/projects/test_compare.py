@@ -214,6 +214,8 @@ def test_what_is_done_is_reported_without_training(runs, grid, tmp_path, monkeyp
     finish(runs[0], ap=40.0)
     run_main(monkeypatch, grid, *words)
     assert "| plain | 1 | 40.0 | 41.0 |" in capsys.readouterr().out
+    (row,) = csv.DictReader((tmp_path / "out" / "results.csv").open())
+    assert (row["strategy"], float(row["AP"])) == ("plain", 40.0)
 
 
 def test_a_run_of_a_few_steps_is_reported_without_time_or_says_that_it_found_nothing(
