@@ -25,7 +25,7 @@ class Detection:
 @dataclass(slots=True)
 class ImageResult:
     """
-    The objects and the best detections of an image. ``missed_at`` has, for each object, the IoU
+    The objects and the best detections of one image. ``missed_at`` has, for each object, the IoU
     thresholds at which none of these detections finds it. Crowds are left out.
     """
 

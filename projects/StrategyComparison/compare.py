@@ -254,6 +254,7 @@ def main() -> None:
     runs = list(runs_of(grid, output))
 
     results = read_results(path, runs)
+    num_read = len(results)
     failures = []
     for run in runs:
         try:
@@ -272,7 +273,8 @@ def main() -> None:
     if not results:
         sys.exit("\n".join([f"'{path}' has no result of this grid.", *failures]))
     rows = [results[run] for run in runs if run in results]
-    write_results(path, rows)  # with runs that were done before and had no row
+    if len(rows) > num_read:  # runs that were done before had no row
+        write_results(path, rows)
     compared = Grid(rows, pairs_of(grid), grid.get("tables") or {})
     text = markdown(compared)
     path.with_suffix(".md").write_text(text)

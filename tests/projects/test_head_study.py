@@ -324,7 +324,7 @@ def test_strategies_of_different_schedules_are_not_paired(tmp_path):
     assert unpaired.interval == pytest.approx(((low + high) / 2, (high - low) / 2))
     assert unpaired.p == pytest.approx(test.pvalue)
     assert (unpaired.sign, unpaired.pooled, unpaired.values) == (None, None, [])
-    # Two strategies are left, whose pooled spread is that of their own differences.
+    # Two strategies are left, so the pooled spread comes from their own differences.
     assert paired.pooled == pytest.approx(paired.interval)
     text = markdown(results, Strategies(options, pairs, []), ABOUT)
     assert "| longer | random | unpaired | +" in text

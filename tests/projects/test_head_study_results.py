@@ -25,6 +25,12 @@ def read_ap(study: str) -> dict[str, dict[int, float]]:
     return ap
 
 
+def holm_corrected(p_values: list[float]) -> list[float]:
+    """Holm's correction of ``p_values``, from the smallest to the largest."""
+    steps = [(len(p_values) - i) * p for i, p in enumerate(sorted(p_values))]
+    return [min(1.0, max(steps[: place + 1])) for place in range(len(steps))]
+
+
 @pytest.mark.parametrize("report", REPORTS, ids=ids)
 def test_a_committed_report_is_made_of_the_committed_rows(report):
     strategies = read_strategies(PROJECT / f"plan/{report.stem}.yaml")
@@ -54,10 +60,9 @@ def test_its_intervals_are_those_that_scipy_gives(report):
         assert float(p_signs.strip("< ")) == pytest.approx(max(expected, 1e-4), rel=0.05)
         if holm != "not tested":
             p_values[name, baseline] = test.pvalue, float(holm.strip("< "))
-    for place, (p, printed) in enumerate(sorted(p_values.values())):
-        smaller = sorted(own for own, _ in p_values.values())[: place + 1]
-        steps = [(len(p_values) - i) * own for i, own in enumerate(smaller)]
-        assert printed == pytest.approx(max(1e-4, min(1.0, max(steps))), rel=0.05), p
+    corrected = holm_corrected([p for p, _ in p_values.values()])
+    for (p, printed), expected in zip(sorted(p_values.values()), corrected, strict=True):
+        assert printed == pytest.approx(max(1e-4, expected), rel=0.05), p
 
 
 def test_the_results_quote_the_reports():
@@ -128,9 +133,8 @@ def test_the_confirmation_is_corrected_over_the_sets():
             for name in ("PISA, all negatives ranked", "best plain box loss")
         )
         p_values[dataset] = stats.ttest_rel(chosen, plain).pvalue
-    corrected = 0.0
     text = " ".join((ROOT / "docs/results.md").read_text().split())
-    for place, dataset in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        corrected = max(corrected, (3 - place) * p_values[dataset])
-        shown = f"= {corrected:.2g}" if corrected >= 1e-4 else "< 0.0001"
+    ordered = sorted(p_values, key=lambda name: p_values[name])
+    for dataset, p in zip(ordered, holm_corrected(list(p_values.values())), strict=True):
+        shown = f"= {p:.2g}" if p >= 1e-4 else "< 0.0001"
         assert f"{dataset} (p {shown})" in text
