@@ -11,14 +11,16 @@ import pisa_d2  # noqa: F401  # isort: skip  (before detectron2: it patches 0.6)
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -114,12 +116,25 @@ def versions() -> str:
     return ", ".join([*parts, *([f"commit {commit.stdout.strip()}"] * (commit.returncode == 0))])
 
 
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """
+    Do on SIGTERM what a terminal does on Ctrl-C. Otherwise the processes of a pool outlive this one,
+    and wait forever.
+    """
+    for process in active_children():
+        process.terminate()
+    raise KeyboardInterrupt
+
+
 def train_all(study: Study, strategies: Strategies, results: Results, args: Any) -> list[str]:
     """
     Train what is not done yet, seed by seed.
 
     Returns:
         A line for each run that failed; the others go on.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM ended the runs.
     """
     wanted = [(s, seed) for seed in range(1, args.seeds + 1) for s in strategies.options]
     missing = [
@@ -134,6 +149,7 @@ def train_all(study: Study, strategies: Strategies, results: Results, args: Any)
         args.processes, get_context("spawn"), start_worker, (study, threads, args.use)
     )
     progress = tqdm(desc="runs", initial=len(wanted) - len(missing), total=len(wanted))
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         futures = {pool.submit(run, *key): key for key in missing}
         for future in as_completed(futures):
@@ -148,6 +164,7 @@ def train_all(study: Study, strategies: Strategies, results: Results, args: Any)
     finally:  # Ctrl-C starts no other
         pool.shutdown(wait=False, cancel_futures=True)
         progress.close()
+        signal.signal(signal.SIGTERM, before)
     return failures
 
 

@@ -14,14 +14,17 @@ import json
 import math
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -165,7 +168,51 @@ def write_results(path: Path, results: Iterable[Result]) -> None:
     scratch.replace(path)
 
 
-def train(run: Run, threads: int) -> Result:
+class Processes:
+    """Trainings that run at the same time, and end together on SIGTERM or Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._running: set[subprocess.Popen] = set()
+
+    def call(self, command: list[str], **kwargs: Any) -> int:
+        """Run a command as ``subprocess.call`` does."""
+        with subprocess.Popen(command, **kwargs) as process:
+            self._running.add(process)
+            if self.stopped:  # after the signal had looked at the running ones
+                process.terminate()
+            process.wait()
+            self._running.discard(process)
+        return process.returncode
+
+    @contextmanager
+    def ended_by_signals(self) -> Iterator[None]:
+        """
+        Pass SIGTERM and Ctrl-C on to all processes, where trainings save a checkpoint and end.
+
+        Raises:
+            KeyboardInterrupt: after either signal.
+        """
+
+        def stop(signum: int, frame: FrameType | None) -> None:
+            self.stopped = True
+            for process in list(self._running):
+                process.terminate()  # not SIGINT, which a terminal itself sends to all
+            raise KeyboardInterrupt
+
+        before = {
+            signum: signal.signal(signum, stop)
+            for signum in (signal.SIGTERM, signal.SIGINT)
+            if signal.getsignal(signum) != signal.SIG_IGN
+        }
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+def train(run: Run, threads: int, processes: Processes) -> Result:
     """
     Train a run, or finish its training, and read its result.
 
@@ -175,13 +222,13 @@ def train(run: Run, threads: int) -> Result:
     run.folder.mkdir(parents=True, exist_ok=True)
     path = run.folder / "train.log"
     with path.open("a") as log:
-        process = subprocess.run(
+        status = processes.call(
             run.command(),
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
-    result = read_result(run) if process.returncode == 0 else None
+    result = read_result(run) if status == 0 else None
     if result is None:
         raise RuntimeError(f"{run.name}, failed: see the end of '{path}'.")
     return result
@@ -199,6 +246,9 @@ def train_all(
 
     Returns:
         A line for each failed run.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM or Ctrl-C ended the trainings.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     lock = threading.Lock()
@@ -206,25 +256,30 @@ def train_all(
     missing = [run for run in wanted if run not in results]
     progress = tqdm(desc="runs", initial=len(wanted) - len(missing), total=len(wanted))
 
+    processes = Processes()
+
     def work(run: Run) -> None:
+        if processes.stopped:
+            return
         try:
-            result = train(run, threads)
+            result = train(run, threads, processes)
             with lock:
                 results[run] = result
                 write_results(path, (results[run] for run in runs if run in results))
                 progress.write(f"{run.name}: {result.AP:.1f} AP", file=sys.stderr)
         except RuntimeError as error:
+            if processes.stopped:
+                return
             failures.append(str(error))
             progress.write(str(error), file=sys.stderr)
         progress.update()
 
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        for _ in pool.map(work, missing):
-            pass
-    finally:  # Ctrl-C starts no other
-        pool.shutdown(cancel_futures=True)
-        progress.close()
+    with processes.ended_by_signals(), ThreadPoolExecutor(jobs) as pool, progress:
+        try:
+            for _ in pool.map(work, missing):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
     return failures
 
 
@@ -269,7 +324,10 @@ def main() -> None:
         and run.strategy in (args.strategies or grid["strategies"])
     ]
     if not args.no_training:
-        failures = train_all(runs, wanted, results, path, args.jobs)
+        try:
+            failures = train_all(runs, wanted, results, path, args.jobs)
+        except KeyboardInterrupt:
+            sys.exit("Interrupted. Give the same command again to continue.")
     if not results:
         sys.exit("\n".join([f"'{path}' has no result of this grid.", *failures]))
     rows = [results[run] for run in runs if run in results]

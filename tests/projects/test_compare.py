@@ -1,7 +1,11 @@
 import csv
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -142,7 +146,7 @@ def test_one_command_goes_on_with_a_grid_and_writes_table_and_picture(
 ):
     trained = []
 
-    def train(run, threads):
+    def train(run, threads, processes):
         trained.append(run)
         return finished(run, ap=40.0 + run.seed * (run.strategy != "plain"))
 
@@ -168,7 +172,7 @@ def test_one_command_goes_on_with_a_grid_and_writes_table_and_picture(
 def test_a_part_of_a_grid_is_trained_and_the_rest_of_the_file_kept(
     runs, grid, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(compare, "train", lambda run, threads: finished(run, ap=40.0))
+    monkeypatch.setattr(compare, "train", lambda run, threads, processes: finished(run, ap=40.0))
     finish(runs[0], ap=50.0)
     words = ("--datasets", "B", "--strategies", "twice, x 2", "other")
     run_main(monkeypatch, grid, "--output", tmp_path / "out", *words)
@@ -192,10 +196,10 @@ def test_a_strategy_that_the_grid_has_not_is_refused(grid, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_failed_run_names_its_log_and_the_others_go_on(runs, grid, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"plain on A, seed 4, failed.*seed4.train\.log"):
-        compare.train(runs[0], threads=1)
+        compare.train(runs[0], 1, compare.Processes())
     assert "configs/A/a.yaml" in (runs[0].folder / "train.log").read_text()
 
-    def train(run, threads):
+    def train(run, threads, processes):
         if run == runs[0]:
             raise RuntimeError("the first failed")
         return finished(run, ap=40.0)
@@ -205,6 +209,48 @@ def test_a_failed_run_names_its_log_and_the_others_go_on(runs, grid, tmp_path, m
         run_main(monkeypatch, grid, "--output", tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
     assert len(rows) == len(runs) - 1
+
+
+# A training that says that it has begun, and ends on SIGTERM.
+TRAINING = """
+import pathlib, signal, sys, time
+
+def save(signum, frame):
+    print("saved")
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # it comes through compare.py alone
+folder = pathlib.Path(sys.argv[sys.argv.index("OUTPUT_DIR") + 1])
+(folder / "began").touch()
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
+def test_a_signal_ends_the_trainings_too_and_starts_no_other(tmp_path, signum):
+    script, path, out = (tmp_path / name for name in ("training.py", "grid.yaml", "out"))
+    script.write_text(TRAINING)
+    grid = yaml.safe_load(GRID)
+    for strategy in grid["strategies"].values():
+        strategy["script"] = str(script)
+    path.write_text(yaml.safe_dump(grid, sort_keys=False))
+    words = [ROOT / "projects/StrategyComparison/compare.py", path, "--output", out, "--jobs", "2"]
+    kwargs = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([sys.executable, *words], **kwargs) as process:
+        try:
+            while len(list(out.rglob("began"))) < 2 and process.poll() is None:
+                time.sleep(0.05)
+            process.send_signal(signum)
+            printed = process.communicate(timeout=60)[1]
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 1
+    assert "Interrupted" in printed and "failed" not in printed and "Traceback" not in printed
+    logs = [log.read_text() for log in out.rglob("train.log")]
+    assert logs == ["saved\n"] * 2
 
 
 def test_what_is_done_is_reported_without_training(runs, grid, tmp_path, monkeypatch, capsys):
@@ -235,7 +281,7 @@ def test_a_run_of_a_few_steps_is_reported_without_time_or_says_that_it_found_not
         printed
     )
 
-    def train(run, threads):
+    def train(run, threads, processes):
         if run == runs[2]:
             compare.read_result(run)
         return finished(run, ap=0, lines=[{"iteration": 3, **few}])

@@ -1,7 +1,12 @@
 """A study from the command line, what it keeps, and what it reports."""
 
 import csv
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -90,6 +95,57 @@ def test_a_study_goes_on_where_it_was_interrupted(run, tmp_path, capsys, monkeyp
     assert begun == [("PISA", 1)]
     timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in (*rows, *again)]
     assert timeless[:5] == timeless[5:]
+
+
+# A study in which each run leaves the id of its process and goes on for ten minutes.
+LONG_STUDY = """
+import os, pathlib, sys, time
+from types import SimpleNamespace
+
+class Study:
+    def settings(self, strategy):
+        return ""
+
+    def checkpoint(self, strategy, seed):
+        return None
+
+def start_worker(*args):
+    pass
+
+def run(strategy, seed):
+    pathlib.Path(f"{os.getpid()}.pid").touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    sys.path.append(sys.argv[1])
+    import study
+
+    study.start_worker, study.run = start_worker, run
+    results = SimpleNamespace(done=lambda *key: False)
+    try:
+        args = SimpleNamespace(seeds=4, processes=2, use=[])
+        study.train_all(Study(), SimpleNamespace(options=["random"]), results, args)
+    except KeyboardInterrupt:
+        sys.exit("Interrupted")
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_processes_of_a_study_too(tmp_path):
+    (tmp_path / "long_study.py").write_text(LONG_STUDY)
+    words = [sys.executable, "long_study.py", ROOT / "projects/HeadStudy"]
+    kwargs = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(words, **kwargs) as process:
+        try:
+            while len(files := list(tmp_path.glob("*.pid"))) < 2 and process.poll() is None:
+                time.sleep(0.05)
+            process.terminate()
+            printed = process.communicate(timeout=60)[1]  # all have closed stderr
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert "Interrupted" in printed and "Traceback" not in printed
+    assert process.returncode == 1 and len(files) == 2
 
 
 def test_rows_of_other_settings_are_refused(run):
