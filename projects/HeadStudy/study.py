@@ -118,8 +118,8 @@ def versions() -> str:
 
 def interrupt(signum: int, frame: FrameType | None) -> None:
     """
-    Do on SIGTERM what a terminal does on Ctrl-C. Otherwise the processes of a pool outlive this one,
-    and wait forever.
+    Do on SIGTERM what a terminal does on Ctrl-C. Otherwise the processes of a pool outlive this
+    one, and wait forever.
     """
     for process in active_children():
         process.terminate()

@@ -5,9 +5,13 @@ enough. Without TEST.EVAL_PERIOD, a run has only its last AP.
 """
 
 import argparse
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from pisa_d2.engine.metrics import read_metrics
@@ -30,6 +34,31 @@ def read_curves(folder: Path) -> dict[str, dict[int, float]]:
     return curves
 
 
+def draw(runs: dict[str, dict[str, dict[int, float]]], names: Sequence[str]) -> Figure:
+    """
+    Draw a panel per curve.
+
+    Args:
+        runs: what :func:`read_curves` returns, by the name of the run.
+        names: of the curves. A run that lacks one is left out of its panel.
+    """
+    size = 5 * len(names), 4 + 0.25 * math.ceil(len(runs) / len(names))
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    styles = cycler(linestyle=["-", "--", ":"]) * cycler(color=matplotlib.color_sequences["tab10"])
+    lines = {}
+    for (run, curves), style in zip(runs.items(), styles(), strict=False):
+        for axes, name in zip(panels, names, strict=True):
+            if name in curves:
+                points = zip(*sorted(curves[name].items()), strict=True)
+                (lines[run],) = axes.plot(*points, marker=".", ms=3, label=run, **style)
+    for axes, name in zip(panels, names, strict=True):
+        axes.set(xlabel="iteration", title=name)
+        axes.grid(alpha=0.3)
+    figure.legend(handles=lines.values(), loc="outside lower left", ncols=len(names), fontsize=8)
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=" ".join(__doc__.split()))
     parser.add_argument("folders", type=Path, nargs="+", help="OUTPUT_DIR of each run")
@@ -37,23 +66,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/curves.png"))
     args = parser.parse_args()
 
-    figure = Figure(figsize=(5 * len(args.curves), 4), dpi=100, layout="constrained")
-    panels = figure.subplots(1, len(args.curves), squeeze=False)[0]
+    runs = {}
     for folder in args.folders:
         try:
-            curves = read_curves(folder)
+            runs["/".join(folder.parts[-3:])] = read_curves(folder)
         except FileNotFoundError as error:
             sys.exit(f"'{folder}' is no folder of a run: {error}")
-        for axes, name in zip(panels, args.curves, strict=True):
-            if name in curves:
-                points = zip(*sorted(curves[name].items()), strict=True)
-                axes.plot(*points, marker=".", ms=3, label="/".join(folder.parts[-3:]))
-    for axes, name in zip(panels, args.curves, strict=True):
-        axes.set(xlabel="iteration", title=name)
-        axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.output)
+    draw(runs, args.curves).savefig(args.output)
     print(args.output)
 
 

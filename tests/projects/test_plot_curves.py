@@ -32,6 +32,21 @@ def test_curves_of_runs_are_read_and_drawn(tmp_path, monkeypatch):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_has_one_style_in_all_panels_and_a_place_in_the_legend():
+    curve = {1: 0.5, 2: 0.4}
+    runs = {f"run {i}": {"AP": curve, "loss_cls": curve} for i in range(12)}
+    del runs["run 3"]["AP"]  # not evaluated yet
+    figure = script.draw(runs, ["AP", "loss_cls"])
+    styles = [
+        {line.get_label(): (line.get_color(), line.get_linestyle()) for line in axes.lines}
+        for axes in figure.axes
+    ]
+    assert styles[1] == {**styles[1], **styles[0]}
+    assert len(set(styles[1].values())) == 12 and "run 3" not in styles[0]
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == set(runs)
+
+
 def test_a_folder_without_a_run_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["plot_curves.py", str(tmp_path)])
     with pytest.raises(SystemExit, match=str(tmp_path)):
