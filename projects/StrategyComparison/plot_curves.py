@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """
-Draw the test AP and the losses of runs over the iterations, to see whether a schedule is long
-enough. Without TEST.EVAL_PERIOD, a run has only its last AP.
+Draw the test AP, losses and other values of runs over the iterations, to see whether a schedule is
+long enough. Without TEST.EVAL_PERIOD, a run has only its last AP.
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -17,20 +17,23 @@ from matplotlib.figure import Figure
 from pisa_d2.engine.metrics import read_metrics
 
 
-def read_curves(folder: Path) -> dict[str, dict[int, float]]:
+def read_curves(folder: Path, names: Iterable[str]) -> dict[str, dict[int, float]]:
     """
-    Read "AP" and each loss by iteration from the ``metrics.json`` of a run. If a resumed run
-    repeated iterations, the later values are used.
+    Read values by iteration from the ``metrics.json`` of a run. If a resumed run repeated
+    iterations, the later values are used.
+
+    Args:
+        names: keys of the file, or "AP" for COCO's of boxes. What a run lacks is left out.
 
     Raises:
         FileNotFoundError: the file is missing.
     """
     curves: dict[str, dict[int, float]] = {}
     for line in read_metrics(folder):
-        for name, value in line.items():
-            if name == "bbox/AP" or name.startswith("loss_"):
-                curve = curves.setdefault(name.removeprefix("bbox/"), {})
-                curve[line["iteration"]] = value
+        for name in names:
+            value = line.get("bbox/AP" if name == "AP" else name)
+            if value is not None:
+                curves.setdefault(name, {})[line["iteration"]] = value
     return curves
 
 
@@ -62,14 +65,19 @@ def draw(runs: dict[str, dict[str, dict[int, float]]], names: Sequence[str]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=" ".join(__doc__.split()))
     parser.add_argument("folders", type=Path, nargs="+", help="OUTPUT_DIR of each run")
-    parser.add_argument("--curves", nargs="+", default=["AP", "loss_cls", "loss_box_reg"])
+    parser.add_argument(
+        "--curves",
+        nargs="+",
+        default=["AP", "loss_cls", "loss_box_reg"],
+        help="keys of metrics.json, or AP (%(default)s)",
+    )
     parser.add_argument("--output", type=Path, default=Path("output/curves.png"))
     args = parser.parse_args()
 
     runs = {}
     for folder in args.folders:
         try:
-            runs["/".join(folder.parts[-3:])] = read_curves(folder)
+            runs["/".join(folder.parts[-3:])] = read_curves(folder, args.curves)
         except FileNotFoundError as error:
             sys.exit(f"'{folder}' is no folder of a run: {error}")
     args.output.parent.mkdir(parents=True, exist_ok=True)

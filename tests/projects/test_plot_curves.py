@@ -22,7 +22,7 @@ def write_run(folder):
 def test_curves_of_runs_are_read_and_drawn(tmp_path, monkeypatch):
     folder, picture = tmp_path / "run", tmp_path / "out" / "curves.png"
     write_run(folder)
-    assert script.read_curves(folder) == {
+    assert script.read_curves(folder, ["AP", "loss_cls", "loss_carl"]) == {
         "AP": {20: 10.0, 40: 20.0},
         "loss_cls": {19: 0.8, 39: 0.4},
     }
