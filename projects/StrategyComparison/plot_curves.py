@@ -80,6 +80,9 @@ def main() -> None:
             runs["/".join(folder.parts[-3:])] = read_curves(folder, args.curves)
         except FileNotFoundError as error:
             sys.exit(f"'{folder}' is no folder of a run: {error}")
+    for name in args.curves:
+        if not any(name in curves for curves in runs.values()):
+            print(f"No run has {name!r}: its panel is empty.", file=sys.stderr)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     draw(runs, args.curves).savefig(args.output)
     print(args.output)

@@ -19,7 +19,7 @@ def write_run(folder):
     (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)) + "\n")
 
 
-def test_curves_of_runs_are_read_and_drawn(tmp_path, monkeypatch):
+def test_curves_of_runs_are_read_and_drawn(tmp_path, monkeypatch, capsys):
     folder, picture = tmp_path / "run", tmp_path / "out" / "curves.png"
     write_run(folder)
     assert script.read_curves(folder, ["AP", "loss_cls", "loss_carl"]) == {
@@ -30,6 +30,7 @@ def test_curves_of_runs_are_read_and_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["plot_curves.py", *words])
     script.main()
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().err == "No run has 'loss_carl': its panel is empty.\n"
 
 
 def test_a_run_has_one_style_in_all_panels_and_a_place_in_the_legend():
