@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -256,6 +258,26 @@ def run_training(script: Path, config: Path, datasets: Path, output: Path, *word
     result = subprocess.run(command, env=env, cwd=output.parent, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
+
+
+def run_until(
+    ready: Callable[[], bool], signum: signal.Signals, words: Sequence[object], cwd: Path
+) -> tuple[int, str]:
+    """
+    Run Python with these words, send it alone a signal once it is ready, and return its exit status
+    and what it and all that it started wrote to stderr. Fails if one of them goes on for a minute.
+    """
+    kwargs = {"cwd": cwd, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([sys.executable, *map(str, words)], **kwargs) as process:
+        try:
+            while not ready() and process.poll() is None:
+                time.sleep(0.05)
+            process.send_signal(signum)
+            printed = process.communicate(timeout=60)[1]
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, printed
 
 
 @contextmanager

@@ -255,7 +255,6 @@ def train_all(
     failures = []
     missing = [run for run in wanted if run not in results]
     progress = tqdm(desc="runs", initial=len(wanted) - len(missing), total=len(wanted))
-
     processes = Processes()
 
     def work(run: Run) -> None:
@@ -274,12 +273,9 @@ def train_all(
             progress.write(str(error), file=sys.stderr)
         progress.update()
 
-    with processes.ended_by_signals(), ThreadPoolExecutor(jobs) as pool, progress:
-        try:
-            for _ in pool.map(work, missing):
-                pass
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with processes.ended_by_signals(), progress, ThreadPoolExecutor(jobs) as pool:
+        for _ in pool.map(work, missing):  # which starts no other after an exception
+            pass
     return failures
 
 

@@ -23,7 +23,8 @@ def read_curves(folder: Path, names: Iterable[str]) -> dict[str, dict[int, float
     iterations, the later values are used.
 
     Args:
-        names: keys of the file, or "AP" for COCO's of boxes. What a run lacks is left out.
+        names: keys of the file, or "AP" for COCO's of boxes. Keys that the run never wrote are left
+            out.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -43,7 +44,7 @@ def draw(runs: dict[str, dict[str, dict[int, float]]], names: Sequence[str]) -> 
 
     Args:
         runs: what :func:`read_curves` returns, by the name of the run.
-        names: of the curves. A run that lacks one is left out of its panel.
+        names: of the curves. A run without one is left out of its panel.
     """
     size = 5 * len(names), 4 + 0.25 * math.ceil(len(runs) / len(names))
     figure = Figure(figsize=size, dpi=100, layout="constrained")

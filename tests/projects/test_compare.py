@@ -1,16 +1,13 @@
 import csv
 import json
 import math
-import os
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import yaml
 from detectron2.config import get_cfg
-from helpers import ROOT, load_script
+from helpers import ROOT, load_script, run_until
 from scipy.stats import ttest_rel
 
 import pisa_d2
@@ -237,17 +234,10 @@ def test_a_signal_ends_the_trainings_too_and_starts_no_other(tmp_path, signum):
         strategy["script"] = str(script)
     path.write_text(yaml.safe_dump(grid, sort_keys=False))
     words = [ROOT / "projects/StrategyComparison/compare.py", path, "--output", out, "--jobs", "2"]
-    kwargs = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    with subprocess.Popen([sys.executable, *words], **kwargs) as process:
-        try:
-            while len(list(out.rglob("began"))) < 2 and process.poll() is None:
-                time.sleep(0.05)
-            process.send_signal(signum)
-            printed = process.communicate(timeout=60)[1]
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    assert process.returncode == 1
+    status, printed = run_until(
+        lambda: len(list(out.rglob("began"))) == 2, signum, words, cwd=tmp_path
+    )
+    assert status == 1
     assert "Interrupted" in printed and "failed" not in printed and "Traceback" not in printed
     logs = [log.read_text() for log in out.rglob("train.log")]
     assert logs == ["saved\n"] * 2

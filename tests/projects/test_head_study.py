@@ -1,12 +1,8 @@
 """A study from the command line, what it keeps, and what it reports."""
 
 import csv
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -29,6 +25,7 @@ from helpers import (
     HEADS,
     ROOT,
     load_script,
+    run_until,
     small_retinanet_cfg,
 )
 from scipy import stats
@@ -133,19 +130,12 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_sigterm_ends_the_processes_of_a_study_too(tmp_path):
     (tmp_path / "long_study.py").write_text(LONG_STUDY)
-    words = [sys.executable, "long_study.py", ROOT / "projects/HeadStudy"]
-    kwargs = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    with subprocess.Popen(words, **kwargs) as process:
-        try:
-            while len(files := list(tmp_path.glob("*.pid"))) < 2 and process.poll() is None:
-                time.sleep(0.05)
-            process.terminate()
-            printed = process.communicate(timeout=60)[1]  # all have closed stderr
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+    words = ["long_study.py", ROOT / "projects/HeadStudy"]
+    status, printed = run_until(
+        lambda: len(list(tmp_path.glob("*.pid"))) == 2, signal.SIGTERM, words, cwd=tmp_path
+    )
     assert "Interrupted" in printed and "Traceback" not in printed
-    assert process.returncode == 1 and len(files) == 2
+    assert status == 1 and len(list(tmp_path.glob("*.pid"))) == 2
 
 
 def test_rows_of_other_settings_are_refused(run):
