@@ -93,12 +93,21 @@ def runs_of(grid: dict[str, Any], output: Path) -> Iterator[Run]:
 
 
 def pairs_of(grid: dict[str, Any]) -> list[Pair]:
-    return [
-        Pair(name, baseline)
-        for name, strategy in grid["strategies"].items()
-        for baseline in strategy.get("against", [grid["baseline"]])
-        if name != baseline
-    ]
+    """The comparisons that the grid tests, and those that it describes."""
+
+    def schedule(name: str) -> list[Any]:
+        options = grid["strategies"][name].get("options", {})
+        return [options.get(f"SOLVER.{key}") for key in ("MAX_ITER", "IMS_PER_BATCH")]
+
+    found = []
+    for name, strategy in grid["strategies"].items():
+        described = strategy.get("also", [])
+        tested = strategy.get("against", [] if described else [grid["baseline"]])
+        for baseline in [*tested, *described]:
+            if name != baseline:
+                paired = schedule(name) == schedule(baseline)
+                found.append(Pair(name, baseline, paired, tested=baseline in tested))
+    return found
 
 
 def read_result(run: Run) -> Result | None:

@@ -1,21 +1,20 @@
-"""Statistics of the runs of a grid: means, 95% intervals over seeds, and differences by seed."""
+"""Statistics of the runs of a grid: means, differences by seed, and whether they may be chance."""
 
 import math
-import statistics
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import t as students_t
 
 from pisa_d2.engine.metrics import COCO_METRICS
+from pisa_d2.engine.paired import Interval, holm, mean_interval, p_text, paired_t_test, welch
 
 # Comparisons in a panel of the plot.
 MAX_ROWS = 12
+SIGNIFICANT = 0.05
 
 
 class Result(NamedTuple):
@@ -38,68 +37,76 @@ class Result(NamedTuple):
         return cls(**{name: kind(row[name]) for name, kind in cls.__annotations__.items()})
 
 
-class Interval(NamedTuple):
-    """A mean over seeds and half of its 95% interval, infinite where nothing tells how wide."""
-
-    mean: float
-    half: float
-
-    def text(self, signed: bool = False) -> str:
-        if math.isnan(self.mean):  # COCO has no AP of a size without any object
-            return "none"
-        half = f" ± {self.half:.1f}" if math.isfinite(self.half) else ""
-        return f"{self.mean:{'+' if signed else ''}.1f}{half}"
-
-
-class Spread(NamedTuple):
-    """
-    Standard deviation of a metric over the runs of a strategy, and the degrees of freedom that it
-    was estimated with.
-    """
-
-    deviation: float
-    freedom: int
-
-    def interval(self, values: Sequence[float], runs_each: int) -> Interval:
-        """
-        By Student's t, of the mean of ``values``, each of one run, or the difference of two
-        (``runs_each`` = 2).
-        """
-        if self.freedom == 0:
-            return Interval(statistics.mean(values), math.inf)
-        quantile = students_t.ppf(0.975, self.freedom)
-        error = self.deviation * math.sqrt(runs_each / len(values))
-        return Interval(statistics.mean(values), quantile * error)
-
-
-def spread(results: Sequence[Result], metric: str, paired: bool) -> Spread:
-    """
-    Estimate the spread of ``metric`` around the mean of each strategy; if ``paired``, also without
-    the mean effect of each seed (the residuals of an analysis of variance with one or two factors).
-
-    The spread is pooled over strategies, which are assumed to vary equally: three seeds of one
-    strategy say so little about its spread that intervals would be twice as wide, and their width
-    chance.
-    """
-    factors: list[list[Any]] = [[result.strategy for result in results]]
-    if paired:
-        factors.append([result.seed for result in results])
-    levels = [
-        [level == name for level in factor] for factor in factors for name in dict.fromkeys(factor)
-    ]
-    design = np.array(levels, dtype=float).T
-    values = np.array([getattr(result, metric) for result in results])
-    effects, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
-    residuals = values - design @ effects
-    freedom = len(values) - int(rank)
-    return Spread(math.sqrt(residuals @ residuals / max(freedom, 1)), freedom)
-
-
 class Pair(NamedTuple):
-    """A strategy and what it is compared with."""
+    """
+    A strategy and what it is compared with.
+
+    Attributes:
+        paired: whether runs of the same seed have seen the same images in the same order.
+        tested: whether the comparison is one of those that are corrected for each other.
+    """
 
     strategy: str
     baseline: str
+    paired: bool = True
+    tested: bool = True
+
+
+class Difference(NamedTuple):
+    """
+    A pair of strategies on a dataset.
+
+    Attributes:
+        runs, baseline: of the same seeds, in the same order, if paired.
+        holm: the p-value adjusted for all that are tested with it; None if it is not tested.
+    """
+
+    dataset: str
+    pair: Pair
+    runs: list[Result]
+    baseline: list[Result]
+    holm: float | None
+
+    def _of_each(self, metric: str) -> tuple[list[float], list[float]]:
+        ours, theirs = ([getattr(run, metric) for run in of] for of in (self.runs, self.baseline))
+        return ours, theirs
+
+    def by_seed(self, metric: str) -> list[float]:
+        """The differences of paired runs."""
+        return [run - base for run, base in zip(*self._of_each(metric), strict=True)]
+
+    def interval(self, metric: str) -> Interval:
+        """Of the mean difference, by the paired t-test or, if not paired, by Welch's."""
+        if self.pair.paired:
+            return mean_interval(self.by_seed(metric))
+        return welch(*self._of_each(metric)).interval()
+
+    def p(self) -> float:
+        """Of the difference in AP by the same test."""
+        if self.pair.paired:
+            return paired_t_test(self.by_seed("AP"))
+        return welch(*self._of_each("AP")).p_value()
+
+    @property
+    def seeds(self) -> str:
+        numbers = [len(self.runs), len(self.baseline)]
+        return str(numbers[0]) if self.pair.paired else ", ".join(map(str, numbers))
+
+    @property
+    def several(self) -> bool:
+        """Whether each strategy has more than one run, without which nothing can be tested."""
+        return min(len(self.runs), len(self.baseline)) > 1
+
+    @property
+    def differs(self) -> bool:
+        """True if this is a difference after the correction for all that are tested with it."""
+        return self.holm is not None and self.holm < SIGNIFICANT
+
+    @property
+    def time(self) -> float:
+        """Ratio of the fastest runs: other load of the machine can only slow a run down."""
+        seconds, of_base = (min(run.seconds for run in of) for of in (self.runs, self.baseline))
+        return seconds / of_base
 
 
 class Grid(NamedTuple):
@@ -123,105 +130,106 @@ class Grid(NamedTuple):
                 runs.setdefault(result.strategy, {})[result.seed] = result
         return runs
 
-    def beside(self, dataset: str, pair: Pair) -> list[tuple[Result, Result]]:
-        """Pair the runs of a strategy with the runs of its baseline of the same seed."""
-        runs = self.runs(dataset)
-        of_baseline = runs.get(pair.baseline, {})
-        return [
-            (run, of_baseline[seed])
-            for seed, run in runs.get(pair.strategy, {}).items()
-            if seed in of_baseline
+    def difference(self, dataset: str, pair: Pair) -> Difference | None:
+        """Return the difference of a pair, not corrected; None if there are no runs for it."""
+        ours, theirs = (self.runs(dataset).get(name, {}) for name in pair[:2])
+        if pair.paired:
+            shared = [seed for seed in ours if seed in theirs]
+            ours, theirs = ({seed: of[seed] for seed in shared} for of in (ours, theirs))
+        if not ours or not theirs:
+            return None
+        return Difference(dataset, pair, list(ours.values()), list(theirs.values()), None)
+
+    def differences(self) -> list[Difference]:
+        """
+        Return the differences of all pairs on all datasets. Those of a family are corrected for
+        each other by Holm's method; a pair without two runs of each shows nothing and is left out.
+        """
+        found = [
+            difference
+            for dataset in self.datasets()
+            for pair in self.pairs
+            if (difference := self.difference(dataset, pair))
         ]
+        for family in self.families():
+            tested = [
+                place
+                for place, difference in enumerate(found)
+                if difference.pair.tested
+                and difference.pair.strategy in family
+                and difference.several
+            ]
+            adjusted = holm([found[place].p() for place in tested])
+            for place, p in zip(tested, adjusted, strict=True):
+                found[place] = found[place]._replace(holm=p)
+        return found
 
-    def compared(self, dataset: str) -> dict[Pair, list[tuple[Result, Result]]]:
-        """Return the pairs of strategies that have runs of the same seed."""
-        return {pair: beside for pair in self.pairs if (beside := self.beside(dataset, pair))}
-
-    def families(self, dataset: str) -> set[frozenset[str]]:
+    def families(self) -> set[frozenset[str]]:
         """Return the groups of strategies that are compared, directly or through others."""
-        families = {name: frozenset([name]) for name in self.runs(dataset)}
-        for pair in self.compared(dataset):
-            family = families[pair.strategy] | families[pair.baseline]
+        families: dict[str, frozenset[str]] = {}
+        for pair in self.pairs:
+            family = frozenset().union(*(families.get(name, {name}) for name in pair[:2]))
             families.update(dict.fromkeys(family, family))
         return set(families.values())
-
-    def spreads(self, dataset: str, paired: bool) -> dict[str, dict[str, Spread]]:
-        """
-        Return :func:`spread` by strategy and metric, over the strategy's family: a seed has
-        different effects on different models, which would count as spread of both.
-        """
-        of_dataset = [result for result in self.results if result.dataset == dataset]
-        spreads = {}
-        for family in self.families(dataset):
-            results = [result for result in of_dataset if result.strategy in family]
-            of_family = {metric: spread(results, metric, paired) for metric in COCO_METRICS}
-            spreads.update(dict.fromkeys(family, of_family))
-        return spreads
-
-
-def differences(beside: list[tuple[Result, Result]], metric: str) -> list[float]:
-    return [getattr(run, metric) - getattr(base, metric) for run, base in beside]
 
 
 def markdown(grid: Grid) -> str:
     """Return a table of AP and a table of differences from the baselines for each dataset."""
     columns = " | ".join(COCO_METRICS)
     rule = "---|" * len(COCO_METRICS)
+    differences = grid.differences()
     lines = []
     for dataset in grid.datasets():
         lines += [f"### {dataset}", "", f"| strategy | seeds | {columns} |", f"|---|---|{rule}"]
-        of_runs = grid.spreads(dataset, paired=False)
-        of_differences = grid.spreads(dataset, paired=True)
         for name, runs in grid.runs(dataset).items():
             cells = [
-                of_runs[name][metric]
-                .interval([getattr(run, metric) for run in runs.values()], 1)
-                .text()
+                _text(mean_interval([getattr(run, metric) for run in runs.values()]))
                 for metric in COCO_METRICS
             ]
             lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
-        if compared := grid.compared(dataset):
-            head = f"| difference of | to | seeds | {columns} | time |"
-            lines += ["", head, f"|---|---|---|{rule}---|"]
-        for (name, baseline), beside in compared.items():
-            cells = [
-                of_differences[name][metric]
-                .interval(differences(beside, metric), 2)
-                .text(signed=True)
-                for metric in COCO_METRICS
-            ]
-            # The fastest of each: other load of the machine can only slow a run down.
-            seconds, of_base = (
-                min(run.seconds for run in runs) for runs in zip(*beside, strict=True)
-            )
-            ratio = seconds / of_base
-            time = f"x {ratio:.2f}" if math.isfinite(ratio) else "not timed"
-            values = " | ".join([*cells, time])
-            lines.append(f"| {name} | {baseline} | {len(beside)} | {values} |")
+        if of_dataset := [found for found in differences if found.dataset == dataset]:
+            first, *others = COCO_METRICS
+            head = f"| difference of | to | seeds | {first} | p | p, Holm |"
+            head += f" {' | '.join(others)} | time |"
+            lines += ["", head, f"|---|---|---|---|---|---|{'---|' * len(others)}---|"]
+        lines += [_line(found) for found in of_dataset]
         lines.append("")
         for title, rows in grid.tables.items():
-            table = cross_table(grid, dataset, rows, of_runs, of_differences)
+            table = cross_table(grid, dataset, rows)
             lines += [f"{title}, {dataset}:", "", *table, ""]
     return "\n".join(lines)
 
 
-def cross_table(
-    grid: Grid,
-    dataset: str,
-    rows: dict[str, dict[str, str]],
-    of_runs: dict[str, dict[str, Spread]],
-    of_differences: dict[str, dict[str, Spread]],
-) -> list[str]:
+def _text(interval: Interval, signed: bool = False) -> str:
+    return interval.text(signed, digits=1)
+
+
+def _line(found: Difference) -> str:
+    ap, *others = (_text(found.interval(metric), signed=True) for metric in COCO_METRICS)
+    cells = [
+        found.pair.strategy,
+        found.pair.baseline,
+        found.seeds,
+        f"**{ap}**" if found.differs else ap,
+        p_text(found.p()) if found.several else "",
+        "not tested" if found.holm is None else p_text(found.holm),
+        *others,
+        f"x {found.time:.2f}" if math.isfinite(found.time) else "not timed",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def cross_table(grid: Grid, dataset: str, rows: dict[str, dict[str, str]]) -> list[str]:
     """Return a table of the first strategy's AP and the others' differences from it."""
     first = next(iter(next(iter(rows.values())).values()))
 
     def cell(name: str) -> str:
-        beside = grid.beside(dataset, Pair(name, first))
-        if not beside:
+        found = grid.difference(dataset, Pair(name, first))
+        if found is None:
             return "not run"
         if name == first:
-            return of_runs[name]["AP"].interval([run.AP for run, _ in beside], 1).text()
-        return of_differences[name]["AP"].interval(differences(beside, "AP"), 2).text(signed=True)
+            return _text(mean_interval([run.AP for run in found.runs]))
+        return _text(found.interval("AP"), signed=True)
 
     columns = next(iter(rows.values()))
     lines = [f"| AP | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
@@ -235,44 +243,45 @@ def plot(grid: Grid, path: Path) -> None:
     Draw differences in AP from the baselines, one panel per dataset: the comparisons with the most
     seeds, at most ``MAX_ROWS``. The tables have all comparisons and metrics.
     """
-    datasets = {name: compared for name in grid.datasets() if (compared := grid.compared(name))}
-    if not datasets:
+    by_dataset: dict[str, list[Difference]] = {}
+    for found in grid.differences():
+        by_dataset.setdefault(found.dataset, []).append(found)
+    if not by_dataset:
         return
     drawn = {}
-    for dataset, compared in datasets.items():
-        most = sorted(compared, key=lambda pair: -len(compared[pair]))[:MAX_ROWS]
-        drawn[dataset] = [pair for pair in compared if pair in most]
+    for dataset, of_dataset in by_dataset.items():
+        most = sorted(of_dataset, key=lambda found: -len(found.runs))[:MAX_ROWS]
+        drawn[dataset] = [found for found in of_dataset if found in most]
     rows = max(map(len, drawn.values()))
-    size = 6.5 * len(datasets), 1.2 + 0.33 * rows
+    size = 6.5 * len(drawn), 1.2 + 0.33 * rows
     figure = Figure(figsize=size, dpi=110, layout="constrained")
-    for axes, (dataset, pairs) in zip(
-        figure.subplots(1, len(datasets), squeeze=False)[0], drawn.items(), strict=True
+    for axes, (dataset, differences) in zip(
+        figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True
     ):
-        spreads = grid.spreads(dataset, paired=True)
-        for place, pair in enumerate(pairs):
-            values = differences(datasets[dataset][pair], "AP")
-            plot_difference(axes, place, values, spreads[pair.strategy]["AP"])
+        for place, found in enumerate(differences):
+            plot_difference(axes, place, found)
         axes.axvline(0, color="gray", lw=1)
         axes.grid(axis="x", alpha=0.3)
         axes.tick_params(axis="y", length=0)
-        left_out = len(datasets[dataset]) - len(pairs)
+        left_out = len(by_dataset[dataset]) - len(differences)
         more = f" ({left_out} more: see the tables)" if left_out else ""
         axes.set_title(f"{dataset}{more}", fontsize=9, parse_math=False)
-        labels = [textwrap.fill(f"{name} - ({baseline})", 36) for name, baseline in pairs]
-        axes.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
+        labels = [f"{found.pair.strategy} - ({found.pair.baseline})" for found in differences]
+        wrapped = [textwrap.fill(label, 36) for label in labels]
+        axes.set_yticks(range(len(wrapped)), wrapped, fontsize=8, parse_math=False)
         axes.set_ylim(rows - 0.5, -0.5)
     figure.supxlabel(
-        "difference in AP to the baseline of the same seed: each, mean and 95% interval\n"
-        "(spread pooled over all strategies; in colour where the interval excludes 0)",
+        "difference in AP to the baseline: of each seed, mean and 95% interval of these alone\n"
+        "(in colour if it differs after Holm's correction for all that are tested)",
         fontsize=9,
     )
     figure.savefig(path)
 
 
-def plot_difference(axes: Axes, place: int, values: list[float], spread: Spread) -> None:
-    mean, half = spread.interval(values, runs_each=2)
+def plot_difference(axes: Axes, place: int, found: Difference) -> None:
+    mean, half = found.interval("AP")
+    values: Sequence[float] = found.by_seed("AP") if found.pair.paired else []
     axes.plot(values, [place] * len(values), ".", color="lightgray")
-    # An interval that excludes 0 is drawn in colour.
-    color = "gray" if abs(mean) <= half else ("C0" if mean > 0 else "C3")
+    color = "gray" if not found.differs else ("C0" if mean > 0 else "C3")
     length = half if math.isfinite(half) else None
     axes.errorbar(mean, place, xerr=length, fmt="o", ms=4, color=color)

@@ -6,7 +6,7 @@ from typing import Any
 
 REQUIRED = ("seeds", "baseline", "datasets", "strategies")
 OF_GRID = (*REQUIRED, "parts", "tables")
-OF_STRATEGY = ("config", "script", "options", "datasets", "seeds", "against")
+OF_STRATEGY = ("config", "script", "options", "datasets", "seeds", "against", "also")
 
 
 def check_grid(grid: Any) -> None:
@@ -31,7 +31,10 @@ def check_grid(grid: Any) -> None:
             raise ValueError(f"{where} needs the key 'config'")
         _check_names(where, "key", strategy, OF_STRATEGY)
         _check_names(f"datasets of {where}", "dataset", strategy.get("datasets", ()), datasets)
-        _check_names(f"against of {where}", "strategy", strategy.get("against", ()), strategies)
+        for key in ("against", "also"):
+            _check_names(f"{key} of {where}", "strategy", strategy.get(key, ()), strategies)
+        if both := set(strategy.get("against", ())).intersection(strategy.get("also", ())):
+            raise ValueError(f"{where}: {both.pop()!r} is in both 'against' and 'also'")
         if "seeds" in strategy:
             own: Any = strategy.get("datasets", datasets)
             _check_seeds(f"seeds of {where}", strategy["seeds"], own)

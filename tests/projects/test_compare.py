@@ -1,14 +1,17 @@
 import csv
 import json
 import math
+import re
 import signal
 import sys
 
+import numpy as np
 import pytest
 import yaml
 from detectron2.config import get_cfg
 from helpers import ROOT, load_script, run_until
-from scipy.stats import ttest_rel
+from matplotlib.axes import Axes
+from scipy.stats import ttest_ind, ttest_rel
 
 import pisa_d2
 
@@ -267,9 +270,8 @@ def test_a_run_of_a_few_steps_is_reported_without_time_or_says_that_it_found_not
         run_main(monkeypatch, grid, "--output", tmp_path / "out", "--no-training")
     printed = capsys.readouterr().out
     assert "| plain | 1 | 1.5 | 1.5 | 1.5 | none | 1.5 | 1.5 |" in printed
-    assert "| twice, x 2 | plain | 1 | +0.0 | +0.0 | +0.0 | none | +0.0 | +0.0 | not timed |" in (
-        printed
-    )
+    row = "| twice, x 2 | plain | 1 | +0.0 |  | not tested | +0.0 | +0.0 | none | +0.0 | +0.0 |"
+    assert f"{row} not timed |" in printed
 
     def train(run, threads, processes):
         if run == runs[2]:
@@ -293,6 +295,8 @@ def test_a_run_of_a_few_steps_is_reported_without_time_or_says_that_it_found_not
         ("options:", "option:", "strategy 'twice, x 2': unknown key 'option'. Do you mean 'opt"),
         ("datasets: [B]", "datasets: [C]", "unknown dataset 'C'. There are A, B."),
         ("against: [plain,", "against: [none,", "unknown strategy 'none'. There are plain, tw"),
+        ("against:", "also: [none], against:", "also of strategy 'other': unknown strategy 'none'"),
+        ("against:", "also: [plain], against:", "'plain' is in both 'against' and 'also'"),
         ("seeds: [7]", "seeds: 7", "seeds of strategy 'other': 7 is not a list of integers"),
         ("seeds: [4, 7]", "seeds: {A: [4]}", "seeds of the grid: dataset 'B' has none"),
         ("{config: b.yaml, script", "{script", "strategy 'other' needs the key 'config'"),
@@ -323,74 +327,100 @@ def result(strategy, seed, ap, seconds=1.0):
     return comparison.Result("A", strategy, seed, *[ap] * 6, seconds, "")
 
 
-def test_an_interval_of_one_strategy_is_that_of_students_t():
-    # 4.303 = t(0.975, 2), from a table.
-    values = [1.0, 2.0, 6.0]
-    runs = [result("plain", seed, value) for seed, value in enumerate(values)]
-    spread = comparison.spread(runs, "AP", paired=False)
-    half = 4.303 * math.sqrt(7.0) / math.sqrt(3)
-    assert spread.interval(values, runs_each=1) == pytest.approx((3.0, half), rel=1e-3)
-
-
-def test_an_interval_of_differences_of_two_strategies_is_that_of_the_paired_t_test():
-    values, others = [1.0, 2.0, 6.0, 3.0], [2.5, 2.0, 8.0, 3.5]
-    runs = [result("plain", seed, value) for seed, value in enumerate(values)]
-    runs += [result("other", seed, value) for seed, value in enumerate(others)]
-    differences = [other - value for value, other in zip(values, others, strict=True)]
-    mean, half = comparison.spread(runs, "AP", paired=True).interval(differences, runs_each=2)
-    expected = ttest_rel(others, values).confidence_interval(0.95)
-    assert (mean - half, mean + half) == pytest.approx(tuple(expected))
-
-
-def test_the_spread_is_pooled_over_strategies():
-    of_strategies = {"plain": [1.0, 2.0, 6.0], "other": [10.0, 12.0], "once": [7.0]}
+def some_grid(pairs, num_seeds=4, datasets=("A", "B")):
+    """Random results of every strategy in ``pairs``, the same for the same seed and name."""
+    names = list(dict.fromkeys(name for pair in pairs for name in pair[:2]))
+    generator = np.random.default_rng(0)
     runs = [
-        result(name, seed, value)
-        for name, values in of_strategies.items()
-        for seed, value in enumerate(values)
+        result(name, seed, float(generator.normal(50 + place, 1)))._replace(dataset=dataset)
+        for dataset in datasets
+        for place, name in enumerate(names)
+        for seed in range(num_seeds)
     ]
-    # Squares about the means: 4 + 1 + 9, and 1 + 1.
-    assert comparison.spread(runs, "AP", paired=False) == pytest.approx((math.sqrt(16 / 3), 3))
+    return comparison.Grid(runs, pairs, tables={})
 
 
-def test_what_a_seed_does_to_all_strategies_alike_is_no_spread_of_differences():
-    runs = [
-        result(name, seed, base + offset)
-        for name, base in (("plain", 50.0), ("other", 53.0), ("third", 41.0))
-        for seed, offset in enumerate((0.0, 2.0, -1.0))
-        if (name, seed) != ("third", 1)
+def aps(found):
+    return tuple([run.AP for run in runs] for runs in (found.runs, found.baseline))
+
+
+def test_a_difference_has_the_interval_of_the_paired_t_test_of_its_own_runs():
+    grid = some_grid([comparison.Pair(name, "plain") for name in ("other", "third")])
+    for found in grid.differences():
+        expected = ttest_rel(*aps(found))
+        mean, half = found.interval("AP")
+        assert (mean - half, mean + half) == pytest.approx(expected.confidence_interval(0.95)[:])
+        assert found.p() == pytest.approx(expected.pvalue)
+    alone = comparison.Grid(grid.results, grid.pairs[:1], {})
+    assert alone.difference("A", grid.pairs[0]).interval("AP") == (
+        grid.difference("A", grid.pairs[0]).interval("AP")
+    )
+
+
+def test_runs_of_another_schedule_are_compared_by_welchs_test():
+    grid = some_grid([comparison.Pair("longer", "plain", paired=False)])
+    grid.results.remove(next(run for run in grid.results if run.strategy == "longer"))
+    for found in grid.differences():
+        expected = ttest_ind(*aps(found), equal_var=False)
+        mean, half = found.interval("AP")
+        assert (mean - half, mean + half) == pytest.approx(expected.confidence_interval(0.95)[:])
+        assert found.p() == pytest.approx(expected.pvalue)
+    rows = [line for line in comparison.markdown(grid).splitlines() if "| plain |" in line]
+    assert [row.split(" | ")[2] for row in rows if row.startswith("| longer")] == ["3, 4", "4, 4"]
+
+
+def test_comparisons_of_a_family_are_corrected_for_each_other_on_all_datasets():
+    families = {"plain": ("b", "c", "described"), "deep": ("deep b", "deep c")}
+    pairs = [
+        comparison.Pair(name, base, tested=name != "described")
+        for base, names in families.items()
+        for name in names
     ]
-    assert comparison.spread(runs, "AP", paired=True) == pytest.approx((0.0, 3), abs=1e-9)
-    assert comparison.spread(runs, "AP", paired=False).deviation > 1
-
-
-def test_single_runs_have_no_interval():
-    runs = [result("plain", 1, 40.0), result("other", 1, 42.0)]
-    for paired in (False, True):
-        spread = comparison.spread(runs, "AP", paired)
-        assert spread.interval([2.0], 2) == (2.0, math.inf)
-        assert spread.interval([2.0], 2).text(signed=True) == "+2.0"
-
-
-def test_models_that_are_not_compared_do_not_widen_each_others_intervals():
-    """Here a seed lifts all strategies of one model alike, and does nothing to the others."""
-    offsets = {"plain": (0.0, 0.0, 0.0), "deep": (0.0, 5.0, -3.0)}
-    runs, pairs = [], []
-    for model, of_seeds in offsets.items():
-        for name, gain in ((model, 0.0), (f"{model} b", 1.0), (f"{model} c", 2.0)):
-            runs += [result(name, seed, 50 + gain + offset) for seed, offset in enumerate(of_seeds)]
-            pairs += [comparison.Pair(name, model)] if name != model else []
-    elsewhere = result("other", 1, 0.0)._replace(dataset="B")
-    grid = comparison.Grid([*runs, elsewhere], pairs, tables={})
-    assert grid.families("A") == {
-        frozenset(f"{model}{suffix}" for suffix in ("", " b", " c")) for model in offsets
+    grid = some_grid([*pairs, comparison.Pair("c", "b")])
+    grid.results.append(result("once", 0, 10.0))
+    grid.pairs.append(comparison.Pair("once", "plain"))
+    assert grid.families() == {
+        frozenset(["plain", "b", "c", "described", "once"]),
+        frozenset(["deep", "deep b", "deep c"]),
     }
-    for name, of_strategy in grid.spreads("A", paired=True).items():
-        assert of_strategy["AP"] == pytest.approx((0.0, 4), abs=1e-9), name
-    assert comparison.spread(runs, "AP", paired=True).deviation > 1
-    of_runs = grid.spreads("A", paired=False)
-    assert of_runs["plain c"]["AP"].deviation == pytest.approx(0, abs=1e-9)
-    assert of_runs["deep c"]["AP"].deviation > 1
+    found = grid.differences()
+    assert [d.pair.strategy for d in found if d.holm is None] == ["described", "once", "described"]
+    of_families = [
+        [d for d in found if d.holm is not None and ("deep" in d.pair.strategy) == deep]
+        for deep in (False, True)
+    ]
+    assert [len(family) for family in of_families] == [6, 4]
+    for family in of_families:
+        # The smallest p counts once for each comparison of its family.
+        smallest = min(family, key=lambda d: d.p())
+        assert smallest.holm == pytest.approx(min(1.0, len(family) * smallest.p()))
+        largest = max(family, key=lambda d: d.p())
+        assert largest.holm >= largest.p()
+
+
+def test_only_what_differs_after_the_correction_is_bold_and_in_colour(monkeypatch, tmp_path):
+    pairs = [comparison.Pair(name, "plain") for name in ("up", "down", "same")]
+    offsets = {"plain": 0.0, "up": 3.0, "down": -3.0, "same": 0.0}
+    noise = (0.0, 0.1, -0.1, 0.2)
+    runs = [
+        result(name, seed, 50 + offset + (0 if name == "plain" else noise[seed]))
+        for name, offset in offsets.items()
+        for seed in range(4)
+    ]
+    grid = comparison.Grid(runs, pairs, {})
+    text = comparison.markdown(grid)
+    bold = re.findall(r"^\| (\w+) \| plain \| 4 \| \*\*(.) *", text, re.MULTILINE)
+    assert bold == [("up", "+"), ("down", "-")]
+    drawn = []
+    monkeypatch.setattr(Axes, "errorbar", lambda *args, color, **kwargs: drawn.append(color))
+    comparison.plot(grid, tmp_path / "plot.png")
+    assert drawn == ["C0", "C3", "gray"]
+
+
+def test_single_runs_have_neither_interval_nor_p():
+    runs = [result("plain", 1, 40.0), result("other", 1, 42.0)]
+    grid = comparison.Grid(runs, [comparison.Pair("other", "plain")], {})
+    assert "| other | plain | 1 | +2.0 |  | not tested | +2.0 |" in comparison.markdown(grid)
 
 
 def test_differences_are_paired_by_seed_and_time_is_a_ratio():
@@ -405,9 +435,9 @@ def test_differences_are_paired_by_seed_and_time_is_a_ratio():
         [comparison.Pair("other", "plain"), comparison.Pair("absent", "plain")],
         tables={},
     )
-    ((pair, beside),) = grid.compared("A").items()
-    assert pair == ("other", "plain")
-    assert sorted(comparison.differences(beside, "AP")) == [1.0, 3.0]
+    (found,) = grid.differences()
+    assert found.pair == grid.pairs[0]
+    assert sorted(found.by_seed("AP")) == [1.0, 3.0]
     ap, (_, _, row) = (table.splitlines() for table in comparison.markdown(grid).split("\n\n")[1:])
     assert [line.split(" | ")[1] for line in ap[2:]] == ["2", "3"]
     cells = row.strip("| ").split(" | ")
@@ -426,15 +456,21 @@ def test_a_table_of_two_choices_has_the_first_strategy_and_differences_to_it():
         "| AP | few | many |\n"
         "|---|---|---|\n"
         "| soft | 50.0 ± 0.0 | not run |\n"
-        "| hard | +1.5 ± 0.0 | -1.0 ± 0.0 |",
+        "| hard | +1.5 ± 0.0 | -1.0 |",
     ]
 
 
 def test_a_strategy_is_compared_with_the_baseline_or_with_what_it_names():
-    assert compare.pairs_of(yaml.safe_load(GRID)) == [
-        ("twice, x 2", "plain"),
-        ("other", "plain"),
-        ("other", "twice, x 2"),
+    grid = yaml.safe_load(GRID)
+    strategies = grid["strategies"]
+    strategies["longer"] = {"config": "a", "options": {"SOLVER.MAX_ITER": 9}, "also": ["plain"]}
+    strategies["other"]["also"] = ["longer"]
+    assert compare.pairs_of(grid) == [
+        ("twice, x 2", "plain", True, True),
+        ("other", "plain", True, True),
+        ("other", "twice, x 2", True, True),
+        ("other", "longer", False, False),
+        ("longer", "plain", False, False),
     ]
 
 
@@ -454,7 +490,7 @@ def test_every_strategy_of_every_grid_has_a_config_and_what_it_is_compared_with(
         pisa_d2.add_pisa_config(cfg)
         cfg.merge_from_file(str(ROOT / run.config))
         cfg.merge_from_list([str(word) for pair in run.options.items() for word in pair])
-    assert {baseline for _, baseline in compare.pairs_of(grid)} <= set(grid["strategies"])
+    assert {pair.baseline for pair in compare.pairs_of(grid)} <= set(grid["strategies"])
     for rows in grid.get("tables", {}).values():
         assert len({tuple(row) for row in rows.values()}) == 1
         assert {name for row in rows.values() for name in row.values()} <= set(grid["strategies"])

@@ -10,16 +10,18 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from .bootstrap import bootstrap_error
-from .paired import (
+from pisa_d2.engine.paired import (
     Interval,
     holm,
     mean_interval,
+    p_text,
     paired_t_test,
     pooled_spread,
     sign_test,
     welch,
 )
+
+from .bootstrap import bootstrap_error
 from .results import Results, Row
 from .strategies import Comparison, Strategies
 
@@ -197,25 +199,21 @@ def markdown(results: Results, strategies: Strategies, about: About) -> str:
 def _line(d: Difference) -> str:
     number = str(len(d.values)) if d.values else "unpaired"
     higher = f"{sum(value > 0 for value in d.values)} of {len(d.values)}" if d.values else ""
-    adjusted = "not tested" if d.holm is None else _p(d.holm)
+    adjusted = "not tested" if d.holm is None else p_text(d.holm)
     cells = [
         d.pair.strategy,
         d.pair.baseline,
         number,
         f"**{d.interval.text(signed=True)}**" if d.differs else d.interval.text(signed=True),
         adjusted,
-        _p(d.p),
+        p_text(d.p),
         higher,
-        "" if d.sign is None else _p(d.sign),
+        "" if d.sign is None else p_text(d.sign),
         f"{d.images:.2f}",
         f"{d.both:.2f}",
         "" if d.pooled is None or math.isinf(d.pooled.half) else f"{d.pooled.half:.2f}",
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _p(value: float) -> str:
-    return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
 def _named(d: Difference) -> str:

@@ -1,5 +1,5 @@
 """
-Statistics of runs that share their seeds, and of runs that do not.
+Statistics of runs that share their seeds, and of runs that do not; they need scipy.
 
 Everything is an average precision in percent, or a difference of two. An interval is the mean and
 half of its 95% confidence interval.
@@ -21,20 +21,29 @@ class Interval(NamedTuple):
     mean: float
     half: float
 
-    def text(self, signed: bool = False) -> str:
-        half = f" ± {self.half:.2f}" if math.isfinite(self.half) else ""
-        return f"{self.mean:{'+' if signed else ''}.2f}{half}"
+    def text(self, signed: bool = False, digits: int = 2) -> str:
+        """The interval to ``digits`` decimals; "none" where the mean is NaN."""
+        if math.isnan(self.mean):
+            return "none"
+        half = f" ± {self.half:.{digits}f}" if math.isfinite(self.half) else ""
+        return f"{self.mean:{'+' if signed else ''}.{digits}f}{half}"
+
+
+def p_text(p: float) -> str:
+    """A p-value to two significant digits."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """
     The mean of independent values by Student's t with their own spread: of the differences of
-    paired runs, the paired t interval.
+    paired runs, the paired t interval. It is NaN if a value is.
     """
-    if len(values) < 2:
-        return Interval(statistics.mean(values), math.inf)
+    mean = statistics.mean(values)
+    if len(values) < 2 or math.isnan(mean):
+        return Interval(mean, math.inf)
     error = statistics.stdev(values) / math.sqrt(len(values))
-    return Interval(statistics.mean(values), _quantile(len(values) - 1) * error)
+    return Interval(mean, _quantile(len(values) - 1) * error)
 
 
 def paired_t_test(differences: Sequence[float]) -> float:
@@ -98,9 +107,12 @@ class Welch(NamedTuple):
 
 
 def welch(values: Sequence[float], baseline: Sequence[float]) -> Welch:
-    """Compare runs that are not paired, such as runs of two schedules, with the spread of each."""
+    """
+    Compare runs that are not paired, such as runs of two schedules, with the spread of each. The
+    mean is NaN if a value is.
+    """
     mean = statistics.mean(values) - statistics.mean(baseline)
-    if min(len(values), len(baseline)) < 2:
+    if min(len(values), len(baseline)) < 2 or math.isnan(mean):
         return Welch(mean, math.inf, 0.0)
     variances = [statistics.variance(v) / len(v) for v in (values, baseline)]
     total = sum(variances)
