@@ -271,8 +271,8 @@ def plot(grid: Grid, path: Path) -> None:
         axes.set_yticks(range(len(wrapped)), wrapped, fontsize=8, parse_math=False)
         axes.set_ylim(rows - 0.5, -0.5)
     figure.supxlabel(
-        "difference in AP to the baseline: of each seed, mean and 95% interval of these alone\n"
-        "(in colour if it differs after Holm's correction for all that are tested)",
+        "difference in AP from the baseline: of each seed (light), and their mean with its 95% "
+        "interval\n(in colour if it differs after Holm's correction for all that are tested)",
         fontsize=9,
     )
     figure.savefig(path)
