@@ -20,6 +20,8 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from .signals import on_signals
+
 # Variables that torchrun sets for a process; torch itself reads MASTER_ADDR and MASTER_PORT.
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -119,12 +121,7 @@ def _wait_for(context: mp.ProcessContext) -> None:
         for process in processes:
             process.terminate()  # not SIGINT, which a terminal itself sends to all
 
-    before = {
-        signum: signal.signal(signum, forward)
-        for signum in (signal.SIGTERM, signal.SIGINT)
-        if signal.getsignal(signum) != signal.SIG_IGN
-    }
-    try:
+    with on_signals(forward):
         running = list(processes)
         while running and not any(process.exitcode for process in processes):
             multiprocessing.connection.wait([process.sentinel for process in running])
@@ -144,9 +141,6 @@ def _wait_for(context: mp.ProcessContext) -> None:
                 pass
         finally:
             timer.cancel()
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def launch(

@@ -3,9 +3,9 @@
 import logging
 import os
 import signal
-import threading
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
@@ -27,6 +27,7 @@ from detectron2.utils.logger import setup_logger
 from .checkpoint import Checkpointer
 from .metrics import MetricsWriter
 from .seeding import derive_seed
+from .signals import on_signals
 from .train_loader import Batch, TrainLoader, build_train_loader
 
 # The exit status of a training that SIGTERM or Ctrl-C ended after a checkpoint. In sysexits.h it is
@@ -45,7 +46,7 @@ class SaveOnSignal(HookBase):
     def __init__(self) -> None:
         self._told = ""
         self._interrupted = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._handlers = ExitStack()
         self._process = os.getpid()
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
@@ -62,11 +63,7 @@ class SaveOnSignal(HookBase):
             os.write(2, b"\nSaving a checkpoint after this step. Ctrl-C again ends at once.\n")
 
     def before_train(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return  # only the main thread may set a handler
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            if signal.getsignal(signum) != signal.SIG_IGN:  # a shell ignores it in the background
-                self._before[signum] = signal.signal(signum, self._on_signal)
+        self._handlers.enter_context(on_signals(self._on_signal))
 
     def after_step(self) -> None:
         # The signal reaches processes in different steps.
@@ -87,8 +84,7 @@ class SaveOnSignal(HookBase):
         raise SystemExit(EXIT_SAVED)
 
     def after_train(self) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+        self._handlers.close()
 
 
 class ResumableTrainer(DefaultTrainer):

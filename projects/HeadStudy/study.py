@@ -11,7 +11,6 @@ import pisa_d2  # noqa: F401  # isort: skip  (before detectron2: it patches 0.6)
 
 import argparse
 import json
-import signal
 import subprocess
 import sys
 import warnings
@@ -33,6 +32,7 @@ from head_study.strategies import Strategies, read_strategies
 from tqdm import tqdm
 
 from pisa_d2.data.classes import take_num_classes
+from pisa_d2.engine.signals import on_signals
 from pisa_d2.preflight import check_config, check_data
 from pisa_d2.train_net import load_config
 
@@ -118,14 +118,15 @@ def versions() -> str:
 
 def interrupt(signum: int, frame: FrameType | None) -> None:
     """
-    Do on SIGTERM what a terminal does on Ctrl-C. Otherwise the processes of a pool outlive this
-    one, and wait forever.
+    End the processes of a pool, too, as a terminal does on Ctrl-C. Otherwise they outlive this one
+    on SIGTERM, and wait forever.
     """
     for process in active_children():
         process.terminate()
     raise KeyboardInterrupt
 
 
+@on_signals(interrupt)
 def train_all(study: Study, strategies: Strategies, results: Results, args: Any) -> list[str]:
     """
     Train what is not done yet, seed by seed.
@@ -149,7 +150,6 @@ def train_all(study: Study, strategies: Strategies, results: Results, args: Any)
         args.processes, get_context("spawn"), start_worker, (study, threads, args.use)
     )
     progress = tqdm(desc="runs", initial=len(wanted) - len(missing), total=len(wanted))
-    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         futures = {pool.submit(run, *key): key for key in missing}
         for future in as_completed(futures):
@@ -164,7 +164,6 @@ def train_all(study: Study, strategies: Strategies, results: Results, args: Any)
     finally:  # Ctrl-C starts no other
         pool.shutdown(wait=False, cancel_futures=True)
         progress.close()
-        signal.signal(signal.SIGTERM, before)
     return failures
 
 

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from grid_checks import check_grid
 from tqdm import tqdm
 
 from pisa_d2.engine.metrics import COCO_METRICS, read_metrics
+from pisa_d2.engine.signals import on_signals
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -209,16 +209,8 @@ class Processes:
                 process.terminate()  # not SIGINT, which a terminal itself sends to all
             raise KeyboardInterrupt
 
-        before = {
-            signum: signal.signal(signum, stop)
-            for signum in (signal.SIGTERM, signal.SIGINT)
-            if signal.getsignal(signum) != signal.SIG_IGN
-        }
-        try:
+        with on_signals(stop):
             yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
 
 
 def train(run: Run, threads: int, processes: Processes) -> Result:
