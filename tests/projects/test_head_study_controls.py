@@ -17,11 +17,12 @@ from head_study_models import (
     register_study_images,
     small_study,
 )
-from helpers import HEADS, load_script, random_batch, small_cfg
+from helpers import HEADS, load_script, random_batch, small_cfg, small_retinanet_cfg
 
 from pisa_d2.attention import Positives, isr_p_weights, isr_weights
 from pisa_d2.boxes import box_iou
 from pisa_d2.isr import positive_weights
+from pisa_d2.meta_arch import retinanet
 from pisa_d2.roi_heads import fast_rcnn
 
 hold_out = load_script("projects/HeadStudy/hold_out.py")
@@ -101,6 +102,56 @@ def test_a_whole_detector_has_a_control_with_the_start_of_pisa():
     assert all(torch.equal(starts[""][name], value) for name, value in starts[control].items())
     assert plain["loss_cls"] == of_control["loss_cls"]
     assert plain["loss_carl"] != of_control["loss_carl"]
+
+
+def retinanet_step(control=None):
+    """The losses of a step of RetinaNet from one start, and the gradient of its classifier."""
+    cfg = small_retinanet_cfg()
+    if control:
+        cfg.HEAD_STUDY = head_study_node(CONTROL=control)
+        cfg.MODEL.META_ARCHITECTURE = "ControlRetinaNet"
+    torch.manual_seed(3)
+    model = build_model(cfg)
+    torch.manual_seed(4)
+    with EventStorage():
+        losses = model(random_batch([4, 7]))
+    sum(losses.values()).backward()
+    return losses, model.head.cls_score.weight.grad
+
+
+def test_a_retinanet_has_the_controls_that_apply_to_anchors():
+    losses, gradient = retinanet_step()
+    for control in controls.CONTROLS_OF_RETINANET:
+        of_control, own_gradient = retinanet_step(control)
+        assert of_control["loss_box_reg"] == losses["loss_box_reg"]
+        torch.testing.assert_close(of_control["loss_cls"], losses["loss_cls"])
+        assert not torch.allclose(own_gradient, gradient)
+        changed = of_control["loss_carl"] != losses["loss_carl"]
+        assert changed == (control == "permuted_probabilities")
+
+
+def test_permuted_ranks_of_anchors_give_each_class_its_weights_in_another_order(storage):
+    with mock.patch.object(retinanet, "isr_p_weights", wraps=isr_p_weights) as isr_p:
+        retinanet_step()
+    settings, positives, transform = isr_p.call_args.args
+    # With equal losses, ISR-P scales both alike.
+    positives = replace(positives, cls_losses=torch.ones_like(positives.cls_losses))
+    weights = isr_p_weights(settings, positives, transform)
+    own_weights = controls.permuted_ranks_of_anchors(settings, positives, transform)
+    assert not torch.allclose(own_weights, weights)
+    for index in positives.classes.unique():
+        of_class = positives.classes == index
+        torch.testing.assert_close(
+            own_weights[of_class].sort().values, weights[of_class].sort().values
+        )
+
+
+def test_a_control_of_proposals_is_refused_by_retinanet():
+    cfg = small_retinanet_cfg()
+    cfg.HEAD_STUDY = head_study_node(CONTROL="truth_not_ranked")
+    cfg.MODEL.META_ARCHITECTURE = "ControlRetinaNet"
+    with pytest.raises(ValueError, match="'truth_not_ranked' is not known: choose one of"):
+        build_model(cfg)
 
 
 def gradients(study, strategy, views, loss="loss_cls"):

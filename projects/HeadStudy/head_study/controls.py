@@ -2,27 +2,28 @@
 Controls: strategies that tell attention from its side effects, or try another definition of it.
 
 Each keeps all of Prime Sample Attention but one thing. ``HEAD_STUDY.CONTROL`` names it, and
-``MODEL.ROI_HEADS.NAME`` the heads of this module.
+``MODEL.ROI_HEADS.NAME`` the heads of this module, or ``MODEL.META_ARCHITECTURE`` its RetinaNet.
 
 Shape shorthand in this module:
 
     P: number of positives of a batch
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Instances
 from torch import Tensor
 
 from pisa_d2 import add_pisa_config
-from pisa_d2.attention import Positives, Samples, carl_loss, isr_weights
+from pisa_d2.attention import Positives, Samples, carl_loss, isr_p_weights, isr_weights
+from pisa_d2.meta_arch import PISARetinaNet, retinanet
 from pisa_d2.roi_heads import PISAFastRCNNOutputLayers, PISARes5ROIHeads, PISAROIHeads, fast_rcnn
 from pisa_d2.settings import CARL, ISR, NegativeISR
 
@@ -48,17 +49,30 @@ def permuted(values: Tensor, classes: Tensor) -> Tensor:
     return result
 
 
+# What ranks follow from: the regressed boxes and their objects. The losses stay in place, since
+# ISR-P keeps the total of the losses that it weights.
+RANKED_BY = ("boxes", "gt_boxes", "objects", "deltas")
+
+
 def permuted_ranks(samples: Samples, positives: Positives) -> tuple[Samples, Positives]:
     """For ISR-P in which every positive has the rank of another one of its class, at random."""
     rows = samples.positives
     order = permuted(rows, positives.classes)
-    # Ranks follow from the regressed boxes and their objects. The losses stay in place: ISR-P
-    # keeps the total of the losses that it weights.
     ranked_as = {
         name: (values := getattr(samples, name)).index_copy(0, rows, values[order])
-        for name in ("boxes", "gt_boxes", "objects", "deltas")
+        for name in RANKED_BY
     }
     return replace(samples, **ranked_as), positives
+
+
+def permuted_ranks_of_anchors(
+    isr_p: ISR, positives: Positives, transform: Box2BoxTransform
+) -> Tensor:
+    """:func:`isr_p_weights` in which every positive has the rank of another one of its class."""
+    classes = positives.classes
+    order = permuted(torch.arange(len(classes), device=classes.device), classes)
+    ranked_as = {name: getattr(positives, name)[order] for name in RANKED_BY}
+    return isr_p_weights(isr_p, replace(positives, **ranked_as), transform)
 
 
 def truth_not_ranked(samples: Samples, positives: Positives) -> tuple[Samples, Positives]:
@@ -122,6 +136,23 @@ CONTROLS: dict[str, tuple[str, Callable]] = {
     "permuted_probabilities": ("carl_loss", permuted_probabilities),
     "constant_probabilities": ("carl_loss", constant_probabilities),
 }
+# The same for RetinaNet, whose positives are anchors, and none the box of an object.
+CONTROLS_OF_RETINANET: dict[str, tuple[str, Callable]] = {
+    "permuted_ranks": ("isr_p_weights", permuted_ranks_of_anchors),
+    "permuted_probabilities": ("carl_loss", permuted_probabilities),
+    "constant_probabilities": ("carl_loss", constant_probabilities),
+}
+
+
+def check_control(name: str, known: Collection[str]) -> None:
+    """
+    Raises:
+        ValueError: the control is unknown.
+    """
+    if name not in known:
+        raise ValueError(
+            f"HEAD_STUDY.CONTROL = {name!r} is not known: choose one of {list(known)}."
+        )
 
 
 class ControlPredictor(PISAFastRCNNOutputLayers):
@@ -150,10 +181,7 @@ def controlled(predictor: PISAFastRCNNOutputLayers, cfg: CfgNode) -> None:
         ValueError: the control is unknown.
     """
     name = cfg.HEAD_STUDY.CONTROL
-    if name not in CONTROLS:
-        raise ValueError(
-            f"HEAD_STUDY.CONTROL = {name!r} is not known: choose one of {list(CONTROLS)}."
-        )
+    check_control(name, CONTROLS)
     predictor.__class__ = ControlPredictor
     predictor.control = name
 
@@ -174,3 +202,31 @@ class ControlRes5ROIHeads(PISARes5ROIHeads):
     def __init__(self, cfg: CfgNode, *args: Any, **kwargs: Any) -> None:
         super().__init__(cfg, *args, **kwargs)
         controlled(self.box_predictor, cfg)
+
+
+@META_ARCH_REGISTRY.register()
+class ControlRetinaNet(PISARetinaNet):
+    """:class:`PISARetinaNet` with a control."""
+
+    @configurable
+    def __init__(self, *, control: str, **kwargs: Any) -> None:
+        """
+        Args:
+            control: a name in :data:`CONTROLS_OF_RETINANET`.
+            kwargs: arguments of :class:`PISARetinaNet`.
+
+        Raises:
+            ValueError: the control is unknown.
+        """
+        super().__init__(**kwargs)
+        check_control(control, CONTROLS_OF_RETINANET)
+        self.control = control
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {**super().from_config(cfg), "control": cfg.HEAD_STUDY.CONTROL}
+
+    def pisa_losses(self, *args: Any) -> dict[str, Tensor]:
+        """As in :class:`PISARetinaNet`."""
+        with mock.patch.object(retinanet, *CONTROLS_OF_RETINANET[self.control]):
+            return super().pisa_losses(*args)
