@@ -13,6 +13,8 @@ from typing import NamedTuple
 from scipy.stats import t as students_t
 
 LEVEL = 0.95
+# A p-value below this, after a correction, is called a difference.
+SIGNIFICANT = 0.05
 
 
 class Interval(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a process does on SIGTERM and Ctrl-C."""
+"""Handlers of SIGTERM and Ctrl-C."""
 
 import signal
 import threading

@@ -10,11 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pisa_d2.engine.metrics import COCO_METRICS
-from pisa_d2.engine.paired import Interval, holm, mean_interval, p_text, paired_t_test, welch
+from pisa_d2.engine.paired import (
+    SIGNIFICANT,
+    Interval,
+    holm,
+    mean_interval,
+    p_text,
+    paired_t_test,
+    welch,
+)
 
 # Comparisons in a panel of the plot.
 MAX_ROWS = 12
-SIGNIFICANT = 0.05
 
 
 class Result(NamedTuple):
@@ -76,13 +83,13 @@ class Difference(NamedTuple):
         return [run - base for run, base in zip(*self._of_each(metric), strict=True)]
 
     def interval(self, metric: str) -> Interval:
-        """Of the mean difference, by the paired t-test or, if not paired, by Welch's."""
+        """The interval of the mean difference: by the paired t-test, or else by Welch's."""
         if self.pair.paired:
             return mean_interval(self.by_seed(metric))
         return welch(*self._of_each(metric)).interval()
 
     def p(self) -> float:
-        """Of the difference in AP by the same test."""
+        """The p-value of the difference in AP by the same test."""
         if self.pair.paired:
             return paired_t_test(self.by_seed("AP"))
         return welch(*self._of_each("AP")).p_value()
@@ -94,7 +101,7 @@ class Difference(NamedTuple):
 
     @property
     def several(self) -> bool:
-        """Whether each strategy has more than one run, without which nothing can be tested."""
+        """True if each strategy has more than one run; otherwise nothing can be tested."""
         return min(len(self.runs), len(self.baseline)) > 1
 
     @property
@@ -132,7 +139,8 @@ class Grid(NamedTuple):
 
     def difference(self, dataset: str, pair: Pair) -> Difference | None:
         """Return the difference of a pair, not corrected; None if there are no runs for it."""
-        ours, theirs = (self.runs(dataset).get(name, {}) for name in pair[:2])
+        runs = self.runs(dataset)
+        ours, theirs = runs.get(pair.strategy, {}), runs.get(pair.baseline, {})
         if pair.paired:
             shared = [seed for seed in ours if seed in theirs]
             ours, theirs = ({seed: of[seed] for seed in shared} for of in (ours, theirs))
@@ -142,8 +150,8 @@ class Grid(NamedTuple):
 
     def differences(self) -> list[Difference]:
         """
-        Return the differences of all pairs on all datasets. Those of a family are corrected for
-        each other by Holm's method; a pair without two runs of each shows nothing and is left out.
+        Return the differences of all pairs on all datasets. Differences in a family are corrected
+        for each other by Holm's method; a pair without two runs of each is not tested.
         """
         found = [
             difference

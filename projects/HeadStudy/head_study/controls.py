@@ -49,8 +49,8 @@ def permuted(values: Tensor, classes: Tensor) -> Tensor:
     return result
 
 
-# What ranks follow from: the regressed boxes and their objects. The losses stay in place, since
-# ISR-P keeps the total of the losses that it weights.
+# Ranks follow from the regressed boxes and their objects. The losses stay in place, since ISR-P
+# keeps the total of the losses that it weights.
 RANKED_BY = ("boxes", "gt_boxes", "objects", "deltas")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pisa_d2.engine.paired import (
+    SIGNIFICANT,
     Interval,
     holm,
     mean_interval,
@@ -27,7 +28,6 @@ from .strategies import Comparison, Strategies
 
 # The row of the detector's own head, before any training.
 DETECTOR = "the detector's own head"
-SIGNIFICANT = 0.05
 # Half of a 95% interval, in standard errors of a bootstrap.
 _NORMAL = statistics.NormalDist().inv_cdf(0.975)
 
