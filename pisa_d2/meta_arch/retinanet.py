@@ -215,7 +215,7 @@ class PISARetinaNet(RetinaNet):
             box_losses=box_losses,
         )
         if self.isr_p is not None:
-            weights = isr_p_weights(self.isr_p, positives, self.box2box_transform)
+            weights = self.isr_p_weights(self.isr_p, positives)
             cls_losses = cls_losses * torch.ones_like(cls_losses).index_copy(0, pos, weights)
 
         losses = {
@@ -223,8 +223,16 @@ class PISARetinaNet(RetinaNet):
             "loss_box_reg": box_losses.sum() / normalizer,
         }
         if self.carl is not None:
-            losses["loss_carl"] = carl_loss(self.carl, positives) / normalizer
+            losses["loss_carl"] = self.carl_loss(self.carl, positives) / normalizer
         return losses
+
+    def isr_p_weights(self, isr_p: ISR, positives: Positives) -> Tensor:
+        """Return the weights (P,) of the positives' focal losses; for subclasses to override."""
+        return isr_p_weights(isr_p, positives, self.box2box_transform)
+
+    def carl_loss(self, carl: CARL, positives: Positives) -> Tensor:
+        """Return CARL of a batch, not normalised; for subclasses to override."""
+        return carl_loss(carl, positives)
 
     def _focal_losses(self, logits: Tensor, positives: Tensor, classes: Tensor) -> Tensor:
         """

@@ -145,10 +145,7 @@ class PISAFastRCNNOutputLayers(PredictingOutputLayers):
         positives = self._positives(batch, objects=batch.positives)
         cls_losses = batch.cls_losses
         if self.isr_p is not None or self.isr_n is not None:
-            samples = self._samples(batch, proposals)
-            transform = self.box2box_transform
-            weights = isr_weights(self.isr_p, self.isr_n, samples, positives, transform)
-            cls_losses = weights * cls_losses
+            cls_losses = self.isr_weights(self._samples(batch, proposals), positives) * cls_losses
 
         normalizer = max(len(cls_losses), 1.0)
         losses = {
@@ -156,8 +153,17 @@ class PISAFastRCNNOutputLayers(PredictingOutputLayers):
             "loss_box_reg": positives.box_losses.sum() / normalizer,
         }
         if self.carl is not None:
-            losses["loss_carl"] = carl_loss(self.carl, positives) / normalizer
+            losses["loss_carl"] = self.carl_loss(self.carl, positives) / normalizer
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def isr_weights(self, samples: Samples, positives: Positives) -> Tensor:
+        """Return the weights (R,) of the classification losses; for subclasses to override."""
+        transform = self.box2box_transform
+        return isr_weights(self.isr_p, self.isr_n, samples, positives, transform)
+
+    def carl_loss(self, carl: CARL, positives: Positives) -> Tensor:
+        """Return CARL of a batch, not normalised; for subclasses to override."""
+        return carl_loss(carl, positives)
 
     def positives(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]

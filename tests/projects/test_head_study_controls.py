@@ -137,7 +137,8 @@ def test_permuted_ranks_of_anchors_give_each_class_its_weights_in_another_order(
     # With equal losses, ISR-P scales both alike.
     positives = replace(positives, cls_losses=torch.ones_like(positives.cls_losses))
     weights = isr_p_weights(settings, positives, transform)
-    own_weights = controls.permuted_ranks_of_anchors(settings, positives, transform)
+    permuted_ones = controls.permuted_ranks_of_anchors(positives)
+    own_weights = isr_p_weights(settings, permuted_ones, transform)
     assert not torch.allclose(own_weights, weights)
     for index in positives.classes.unique():
         of_class = positives.classes == index
@@ -192,6 +193,11 @@ def weighted(dataset, tmp_path):
     return isr.call_args.args, objects
 
 
+def isr_of(change, arguments):
+    isr_p, isr_n, samples, positives, transform = arguments
+    return isr_weights(isr_p, isr_n, *change(samples, positives), transform)
+
+
 def test_the_boxes_of_the_objects_are_known_among_the_positives(weighted):
     (_, _, _, positives, _), objects = weighted
     found = [tuple(box) in objects for box in positives.boxes.tolist()]
@@ -204,7 +210,7 @@ def test_permuted_ranks_give_each_class_its_weights_in_another_order(weighted, s
     # With equal losses, ISR-P scales both alike.
     positives = replace(positives, cls_losses=torch.ones_like(positives.cls_losses))
     arguments = isr_p, isr_n, samples, positives, transform
-    permuted_weights = controls.with_isr_of(controls.permuted_ranks)(*arguments)
+    permuted_weights = isr_of(controls.permuted_ranks, arguments)
     weights = isr_weights(*arguments)
     rows = samples.positives
     assert not torch.allclose(weights[rows], permuted_weights[rows])
@@ -218,7 +224,7 @@ def test_permuted_ranks_give_each_class_its_weights_in_another_order(weighted, s
 
 def test_without_the_truth_the_proposals_are_ranked_among_themselves(weighted, storage):
     (isr_p, isr_n, samples, positives, transform), _ = weighted
-    weights = controls.with_isr_of(controls.truth_not_ranked)(*weighted[0])
+    weights = isr_of(controls.truth_not_ranked, weighted[0])
     of_positives, proposals = weights[samples.positives], ~is_truth(positives)
     assert (of_positives[~proposals] == 1).all()
     alone = Positives(**{name: value[proposals] for name, value in vars(positives).items()})
@@ -230,7 +236,7 @@ def test_without_the_truth_the_proposals_are_ranked_among_themselves(weighted, s
 
 def test_ranks_of_proposals_are_those_of_their_own_iou(weighted, storage):
     (isr_p, isr_n, samples, positives, transform), _ = weighted
-    weights = controls.with_isr_of(controls.ranks_of_proposals)(*weighted[0])
+    weights = isr_of(controls.ranks_of_proposals, weighted[0])
     rows = samples.positives
     # The boxes of objects have nearly equal IoU, which rounding puts in order.
     proposals = transform.apply_deltas(torch.zeros_like(positives.deltas), positives.boxes)

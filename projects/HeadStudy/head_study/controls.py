@@ -12,20 +12,17 @@ Shape shorthand in this module:
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
-from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.structures import Instances
 from torch import Tensor
 
 from pisa_d2 import add_pisa_config
-from pisa_d2.attention import Positives, Samples, carl_loss, isr_p_weights, isr_weights
-from pisa_d2.meta_arch import PISARetinaNet, retinanet
-from pisa_d2.roi_heads import PISAFastRCNNOutputLayers, PISARes5ROIHeads, PISAROIHeads, fast_rcnn
-from pisa_d2.settings import CARL, ISR, NegativeISR
+from pisa_d2.attention import Positives, Samples
+from pisa_d2.meta_arch import PISARetinaNet
+from pisa_d2.roi_heads import PISAFastRCNNOutputLayers, PISARes5ROIHeads, PISAROIHeads
+from pisa_d2.settings import CARL, ISR
 
 
 def add_head_study_config(cfg: CfgNode) -> None:
@@ -65,14 +62,11 @@ def permuted_ranks(samples: Samples, positives: Positives) -> tuple[Samples, Pos
     return replace(samples, **ranked_as), positives
 
 
-def permuted_ranks_of_anchors(
-    isr_p: ISR, positives: Positives, transform: Box2BoxTransform
-) -> Tensor:
-    """:func:`isr_p_weights` in which every positive has the rank of another one of its class."""
+def permuted_ranks_of_anchors(positives: Positives) -> Positives:
+    """The same for ISR-P of anchors."""
     classes = positives.classes
     order = permuted(torch.arange(len(classes), device=classes.device), classes)
-    ranked_as = {name: getattr(positives, name)[order] for name in RANKED_BY}
-    return isr_p_weights(isr_p, replace(positives, **ranked_as), transform)
+    return replace(positives, **{name: getattr(positives, name)[order] for name in RANKED_BY})
 
 
 def truth_not_ranked(samples: Samples, positives: Positives) -> tuple[Samples, Positives]:
@@ -96,52 +90,37 @@ def ranks_of_proposals(samples: Samples, positives: Positives) -> tuple[Samples,
     return replace(samples, deltas=deltas), positives
 
 
-def with_isr_of(change: Callable[[Samples, Positives], tuple[Samples, Positives]]) -> Callable:
-    """:func:`isr_weights` of changed samples."""
-
-    @torch.no_grad()
-    def weights(
-        isr_p: ISR | None,
-        isr_n: NegativeISR | None,
-        samples: Samples,
-        positives: Positives,
-        transform: Box2BoxTransform,
-    ) -> Tensor:
-        return isr_weights(isr_p, isr_n, *change(samples, positives), transform)
-
-    return weights
-
-
 def is_truth(positives: Positives) -> Tensor:
     """Bool (P,), whether a positive is the box of its object itself, and no proposal."""
     return (positives.boxes == positives.gt_boxes).all(dim=1)
 
 
-def permuted_probabilities(carl: CARL, positives: Positives) -> Tensor:
-    """CARL in which every positive has the probability of another one of its class, at random."""
-    probs = permuted(positives.probs, positives.classes)
-    return carl_loss(carl, replace(positives, probs=probs))
+def permuted_probabilities(positives: Positives) -> Positives:
+    """For CARL in which every positive has the probability of another of its class, at random."""
+    return replace(positives, probs=permuted(positives.probs, positives.classes))
 
 
-def constant_probabilities(carl: CARL, positives: Positives) -> Tensor:
-    """CARL whose weights depend on the probabilities, but send no gradient to them."""
-    return carl_loss(carl, replace(positives, probs=positives.probs.detach()))
+def constant_probabilities(positives: Positives) -> Positives:
+    """For CARL whose weights depend on the probabilities, but send no gradient to them."""
+    return replace(positives, probs=positives.probs.detach())
 
 
-# By the name of the function of pisa_d2 that each takes the place of.
-CONTROLS: dict[str, tuple[str, Callable]] = {
-    "permuted_ranks": ("isr_weights", with_isr_of(permuted_ranks)),
-    "truth_not_ranked": ("isr_weights", with_isr_of(truth_not_ranked)),
-    "ranks_of_proposals": ("isr_weights", with_isr_of(ranks_of_proposals)),
-    "permuted_probabilities": ("carl_loss", permuted_probabilities),
-    "constant_probabilities": ("carl_loss", constant_probabilities),
+# What each control changes before ISR or CARL sees it.
+OF_ISR: dict[str, Callable[[Samples, Positives], tuple[Samples, Positives]]] = {
+    "permuted_ranks": permuted_ranks,
+    "truth_not_ranked": truth_not_ranked,
+    "ranks_of_proposals": ranks_of_proposals,
 }
-# The same for RetinaNet, whose positives are anchors, and none the box of an object.
-CONTROLS_OF_RETINANET: dict[str, tuple[str, Callable]] = {
-    "permuted_ranks": ("isr_p_weights", permuted_ranks_of_anchors),
-    "permuted_probabilities": ("carl_loss", permuted_probabilities),
-    "constant_probabilities": ("carl_loss", constant_probabilities),
+# The positives of RetinaNet are anchors, and none is the box of an object.
+OF_ISR_OF_ANCHORS: dict[str, Callable[[Positives], Positives]] = {
+    "permuted_ranks": permuted_ranks_of_anchors
 }
+OF_CARL: dict[str, Callable[[Positives], Positives]] = {
+    "permuted_probabilities": permuted_probabilities,
+    "constant_probabilities": constant_probabilities,
+}
+CONTROLS = (*OF_ISR, *OF_CARL)
+CONTROLS_OF_RETINANET = (*OF_ISR_OF_ANCHORS, *OF_CARL)
 
 
 def check_control(name: str, known: Collection[str]) -> None:
@@ -165,12 +144,18 @@ class ControlPredictor(PISAFastRCNNOutputLayers):
 
     control: str
 
-    def losses(
-        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
-    ) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def isr_weights(self, samples: Samples, positives: Positives) -> Tensor:
         """As in :class:`PISAFastRCNNOutputLayers`."""
-        with mock.patch.object(fast_rcnn, *CONTROLS[self.control]):
-            return super().losses(predictions, proposals)
+        if self.control in OF_ISR:
+            samples, positives = OF_ISR[self.control](samples, positives)
+        return super().isr_weights(samples, positives)
+
+    def carl_loss(self, carl: CARL, positives: Positives) -> Tensor:
+        """As in :class:`PISAFastRCNNOutputLayers`."""
+        if self.control in OF_CARL:
+            positives = OF_CARL[self.control](positives)
+        return super().carl_loss(carl, positives)
 
 
 def controlled(predictor: PISAFastRCNNOutputLayers, cfg: CfgNode) -> None:
@@ -226,7 +211,14 @@ class ControlRetinaNet(PISARetinaNet):
     def from_config(cls, cfg: CfgNode) -> dict:
         return {**super().from_config(cfg), "control": cfg.HEAD_STUDY.CONTROL}
 
-    def pisa_losses(self, *args: Any) -> dict[str, Tensor]:
+    def isr_p_weights(self, isr_p: ISR, positives: Positives) -> Tensor:
         """As in :class:`PISARetinaNet`."""
-        with mock.patch.object(retinanet, *CONTROLS_OF_RETINANET[self.control]):
-            return super().pisa_losses(*args)
+        if self.control in OF_ISR_OF_ANCHORS:
+            positives = OF_ISR_OF_ANCHORS[self.control](positives)
+        return super().isr_p_weights(isr_p, positives)
+
+    def carl_loss(self, carl: CARL, positives: Positives) -> Tensor:
+        """As in :class:`PISARetinaNet`."""
+        if self.control in OF_CARL:
+            positives = OF_CARL[self.control](positives)
+        return super().carl_loss(carl, positives)
