@@ -124,9 +124,14 @@ def section_of(title: str) -> str:
     return re.split(rf"^##+ {title}$", REPORT, flags=re.MULTILINE)[1].split("\n##")[0]
 
 
+def rows_of(title: str) -> list[str]:
+    """The rows of differences below a heading of docs/results.md."""
+    return re.findall(r"^\|.*±.*\|$", section_of(title), flags=re.MULTILINE)
+
+
 @pytest.mark.parametrize("title", SECTIONS)
 def test_rows_of_the_report_follow_from_the_runs(title):
-    rows = re.findall(r"^\|.*±.*\|$", section_of(title), flags=re.MULTILINE)
+    rows = rows_of(title)
     known = [printed(key) for key in COMPARISONS if key[:2] == SECTIONS[title]]
     assert len(rows) >= 8
     assert [row for row in rows if row not in known] == []
@@ -149,8 +154,15 @@ def test_whole_detectors_are_compared_as_planned():
         found = [compare_runs(runs[ours], runs[theirs], paired=True) for ours, theirs in pairs]
         adjusted = holm([c.p for c in found]) if tested else [None] * len(found)
         expected += [row_of(*pair, c, p) for pair, c, p in zip(pairs, found, adjusted, strict=True)]
-    rows = re.findall(r"^\|.*±.*\|$", section_of("Whole detectors on BCCD"), flags=re.MULTILINE)
-    assert rows == expected
+    assert rows_of("Whole detectors on BCCD") == expected
+    assert {len(of) for of in runs.values()} == {5}
+
+
+def test_the_ranks_of_retinanet_are_judged_as_planned():
+    runs = {strategy: of for (_, strategy), of in runs_of("retinanet_ranks").items()}
+    pair = "PISA RetinaNet", "PISA RetinaNet, ranks permuted"
+    found = compare_runs(runs[pair[0]], runs[pair[1]], paired=True)
+    assert rows_of("The ranks in RetinaNet") == [row_of(*pair, found, found.p)]
     assert {len(of) for of in runs.values()} == {5}
 
 
