@@ -63,7 +63,7 @@ def permuted_ranks(samples: Samples, positives: Positives) -> tuple[Samples, Pos
 
 
 def permuted_ranks_of_anchors(positives: Positives) -> Positives:
-    """The same for ISR-P of anchors."""
+    """As :func:`permuted_ranks`, for the ISR-P of anchors."""
     classes = positives.classes
     order = permuted(torch.arange(len(classes), device=classes.device), classes)
     return replace(positives, **{name: getattr(positives, name)[order] for name in RANKED_BY})
