@@ -105,7 +105,7 @@ def constant_probabilities(positives: Positives) -> Positives:
     return replace(positives, probs=positives.probs.detach())
 
 
-# What each control changes before ISR or CARL sees it.
+# By control, the function that changes the arguments of ISR or CARL.
 OF_ISR: dict[str, Callable[[Samples, Positives], tuple[Samples, Positives]]] = {
     "permuted_ranks": permuted_ranks,
     "truth_not_ranked": truth_not_ranked,
