@@ -189,6 +189,9 @@ def main() -> None:
     print("Parts ...", file=sys.stderr)
     rows, measured_parts = measure_parts(args.device, args.rounds)
     parts: dict[str, Any] = {}
+    # Written after each model, so that an interrupted run keeps what it has measured.
+    table = args.output / "benchmark.csv"
+    report.write_csv(rows, table)
     for model in models:
         print(f"{model.name}, {model.images} images ...", file=sys.stderr)
         cfg = benchmark_steps.setup(str(model.config), [], args.device)
@@ -199,6 +202,7 @@ def main() -> None:
         of_model, of_sampling = measure_steps(model, node.NUM_CLASSES, args.device, args.rounds)
         rows += of_model
         parts[model.size_name] = of_sampling
+        report.write_csv(rows, table)
     print("Operators and waits ...", file=sys.stderr)
     counts = benchmark_counts.run()
     print("Data ...", file=sys.stderr)
@@ -209,7 +213,6 @@ def main() -> None:
     tables = [report.markdown(rows, parts, speeds), *benchmark_counts.markdown(counts)]
     text = "\n".join([f"{where}, {versions}, median of {args.rounds}\n", *tables, ""])
     (args.output / "benchmark.md").write_text(text)
-    report.write_csv(rows, args.output / "benchmark.csv")
     report.plot(measured_parts, rows, args.output / "benchmark.png")
     print(text)
     print(args.output)

@@ -23,7 +23,7 @@ def hierarchical_local_rank(values: Tensor, groups: Tensor, partitions: Tensor) 
 
 def nms_groups(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     kept = nms(boxes, scores, iou_threshold)
-    heads = torch.empty(len(boxes), dtype=torch.int64)
+    heads = torch.empty(len(boxes), dtype=torch.int64, device=boxes.device)
     kept_set = set(kept.tolist())
     for i in range(len(boxes)):
         if i in kept_set:
@@ -38,7 +38,7 @@ def importance_weights(
     ranks: Tensor, partitions: Tensor, gamma: float, beta: float, losses: Tensor
 ) -> Tensor:
     n_max = max(int((partitions == p).sum()) for p in partitions.unique())
-    weights = torch.empty(len(ranks))
+    weights = torch.empty(len(ranks), device=losses.device)
     for i, rank in enumerate(ranks.tolist()):
         weights[i] = ((1 - beta) * (n_max - rank) / n_max + beta) ** gamma
     return weights * losses.sum() / (weights * losses).sum()

@@ -1,6 +1,7 @@
 import csv
 
 import pytest
+import torch
 from helpers import ROOT, load_script
 
 benchmark = load_script("projects/Benchmark/benchmark.py")
@@ -46,6 +47,31 @@ def test_one_command_writes_tables_and_a_plot(small):
     assert "| losses | PISA | 2 | 300 | 200 | 9 | 1 | 0.0 |" in text
     assert "pooling of all proposals" in text and "of a step (small" in text
     assert (small / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_parts_are_computed_on_the_device_of_their_input():
+    size = parts.Size(64, 5, 6)
+    of_parts = {**parts.functions_of(size, "cpu"), "NMS groups": parts.nms_functions(64, "cpu")}
+    with torch.device("meta"):  # where a tensor is made that is not told a device
+        for functions in of_parts.values():
+            assert functions["ours"]().is_cpu and functions["loops"]().is_cpu
+
+
+def test_an_interrupted_benchmark_keeps_the_rows_it_has_measured(small, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    measured = [row("parts", "HLR, ours", "64 samples", 2.0)]
+    monkeypatch.setattr(benchmark, "measure_parts", lambda device, rounds: (measured, []))
+    of_losses = [row("losses", "PISA", "small", 1.5)]
+    monkeypatch.setattr(benchmark, "measure_losses", lambda *args: of_losses)
+    monkeypatch.setattr(benchmark, "ON_CPU", 2 * benchmark.ON_CPU)
+    steps_of = iter([lambda: ([], {}), interrupted])
+    monkeypatch.setattr(benchmark, "measure_steps", lambda *args: next(steps_of)())
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main()
+    kept = list(csv.DictReader((small / "benchmark.csv").open()))
+    assert [row["what"] for row in kept] == ["HLR, ours", "PISA"]
 
 
 def row(section, what, size, ratio, seconds=1.0, waits=None):
