@@ -176,23 +176,19 @@ def test_whole_detectors_on_groceries_are_compared_as_planned():
     released = "PISA as released, a quarter of the box losses"
     families = {
         ((pisa, random), (released, random)): True,
-        (
-            (half, random),
-            (pisa, half),
-            (released, pisa),
-            ("IoU-balanced negatives", random),
-        ): False,
+        ((half, random), (pisa, half), (released, pisa)): False,
+        (("IoU-balanced negatives", random),): False,
     }
     title, name = "Five seeds of whole detectors", "groceries_five_seeds"
     check_rows(title, name, families)
 
     def gain(strategy: str, metric: str) -> str:
         runs = {strategy: of for (_, strategy), of in runs_of(name, metric).items()}
-        return f"{abs(fmean(runs[strategy].values()) - fmean(runs[random].values())):.1f}"
+        return f"{fmean(runs[strategy].values()) - fmean(runs[random].values()):+.1f}"
 
     lower, ours, theirs = ((gain(s, "AP50"), gain(s, "AP75")) for s in (half, pisa, released))
     words = " ".join(section_of(title).split())
-    assert "gains {} AP50 and loses {} AP75 by half the box loss".format(*lower) in words
+    assert "changes AP50 of random sampling by {} and AP75 by {}".format(*lower) in words
     assert f"{' and '.join(ours)}, and as released {' and '.join(theirs)}" in words
 
 
